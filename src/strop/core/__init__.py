@@ -1,0 +1,1 @@
+"""Plain Python nouns that everything else shares. Imports nothing of ours and never jax."""

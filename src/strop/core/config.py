@@ -1,0 +1,28 @@
+"""How the engine is to run: small, frozen, plain data."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and sizes of one engine. A plan emits it, `serve` and `run` take it."""
+
+    max_num_seqs: int = 32
+    """Sequences that may be in one step."""
+    max_step_tokens: int = 512
+    """Token budget of one step: prefill chunks and decode tokens together."""
+    max_context_len: int = 0
+    """Longest prompt + answer in tokens; 0 means the model's own limit."""
+    block_len: int = 32
+    """Tokens per cache block (page)."""
+    num_blocks: int = 0
+    """Cache blocks; 0 means as many as `memory_bytes` leaves room for, capped by what the sequences can use."""
+    memory_bytes: int = 0
+    """Ceiling for the whole process; 0 means the memory available when the engine starts."""
+    num_threads: int = 0
+    """Threads that compute; 0 means the cores this process may use."""
+    prefix_cache: bool = True
+    """Whether finished blocks are kept and shared by sequences with the same prefix."""

@@ -1,0 +1,21 @@
+"""Errors a user can act on: each message names the cause, the value, what is accepted, and the cure."""
+
+
+class StropError(Exception):
+    """Root of every error that Strop raises on purpose."""
+
+
+class FormatError(StropError):
+    """A file is damaged, truncated, hostile, or not what its name says."""
+
+
+class UnsupportedError(StropError):
+    """A well-formed model asks for something Strop does not do (a config key, a tensor type, a family)."""
+
+
+class CapacityError(StropError):
+    """What was asked does not fit the memory, the context or the disk."""
+
+
+class RequestError(StropError):
+    """One request is impossible or malformed; the engine goes on."""

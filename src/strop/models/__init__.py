@@ -1,0 +1,1 @@
+"""What a network is: one decoder over data, never over names."""
