@@ -1,0 +1,54 @@
+"""Canonical values are exactly the file's numbers: checked bit by bit against the `gguf` package."""
+
+import gguf
+import numpy as np
+import pytest
+
+from strop.formats.values import BLOCK_FORMATS, GROUP_LEN, GroupQuantized, decode_blocks, dense
+
+
+def random_blocks(format_name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Random raw blocks with finite scales and offsets, uint8 [rows * columns // 32 * block_bytes]."""
+    layout = BLOCK_FORMATS[format_name]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows * columns // GROUP_LEN, layout.block_bytes), dtype=np.uint8)
+    num_floats = 1 + layout.has_offset
+    blocks[:, : 2 * num_floats] = rng.normal(size=(len(blocks), num_floats)).astype("<f2").view(np.uint8)
+    return blocks.reshape(-1)
+
+
+@pytest.mark.parametrize("format_name", BLOCK_FORMATS)
+def test_dequantize_is_bit_exact_against_the_gguf_package(format_name: str) -> None:
+    rows, columns = 7, 96
+    raw = random_blocks(format_name, rows, columns)
+    value = decode_blocks(format_name, raw, (rows, columns))
+    oracle = gguf.dequantize(raw, gguf.GGMLQuantizationType[format_name]).reshape(rows, columns)
+    assert value.dequantize().dtype == np.float32
+    np.testing.assert_array_equal(value.dequantize().view(np.uint32), oracle.view(np.uint32))
+    assert value.shape == (rows, columns)
+    assert value.codes.max() < 1 << value.bits
+    assert value.bits == {"4": 4, "5": 5, "8": 8}[format_name[1]]
+
+
+@pytest.mark.parametrize("format_name", BLOCK_FORMATS)
+def test_take_rows_is_lossless(format_name: str) -> None:
+    value = decode_blocks(format_name, random_blocks(format_name, 6, 64), (6, 64))
+    index = np.array([5, 0, 3])
+    np.testing.assert_array_equal(value.take_rows(index).dequantize(), value.dequantize()[index])
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    codes, scale = np.zeros((2, 64), np.uint8), np.zeros((2, 2), np.float16)
+    GroupQuantized(codes, scale, None, 8, 4)
+    with pytest.raises(ValueError, match="does not fit"):
+        GroupQuantized(codes, scale[:, :1], None, 8, 4)
+    with pytest.raises(ValueError, match="whole groups"):
+        GroupQuantized(codes[:, :33], scale[:, :1], None, 8, 4)
+    with pytest.raises(ValueError, match="bits=3"):
+        GroupQuantized(codes, scale, None, 0, 3)
+
+
+def test_dense_keeps_float32_and_widens_the_rest() -> None:
+    single = np.ones((2, 2), np.float32)
+    assert dense(single) is single
+    assert dense(single.astype(np.float16)).dtype == np.float32
