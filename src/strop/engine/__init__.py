@@ -1,0 +1,1 @@
+"""From requests to tokens: scheduling, the paged cache's bookkeeping, packing, the compiled step."""

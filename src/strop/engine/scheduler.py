@@ -1,0 +1,489 @@
+"""Which tokens the next step computes. No phases: every sequence catches up from its computed to its known tokens.
+
+Prefill, chunked prefill, decode, prefix hits, forks and recovery from preemption are all that one case. `schedule`
+reserves; `commit` is the only place where token counts advance, blocks are published and sequences finish.
+"""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Collection
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from itertools import count
+
+import msgspec
+
+from strop.core.config import EngineConfig
+from strop.core.errors import RequestError
+from strop.core.request import FinishReason, Request, TokenEvent, TokenLogprob
+from strop.engine.blocks import ROOT_KEY, BlockPool, block_key
+from strop.engine.sequence import Choices, Sequence, State, choice_seed
+
+
+class StepRow(msgspec.Struct, frozen=True):
+    """One sequence's share of a step: compute tokens [start, start + count), attend to [0, start + count)."""
+
+    seq_id: int
+    start: int
+    count: int
+    token_ids: tuple[int, ...]
+    """The `count` tokens."""
+    block_table: list[int]
+    """Token t lives in slot t % block_len of block_table[t // block_len]. Covers at least [0, start + count).
+
+    It is the sequence's own list, not a copy: read it before the next `schedule`, never write. While a seq_id's
+    `table_version` stays the same the list only grows at its end, so a copy of it can be kept and extended."""
+    table_version: int
+    wants_token: bool
+    """Whether the last token's logits are to be sampled (the row reaches the end of the known tokens)."""
+    num_prompt_tokens: int
+    """How many of the `count` tokens, from the first, belong to the prompt; the rest were generated."""
+    num_draft_tokens: int = 0
+    """How many of the last tokens are guesses to verify."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Plain data: what one step computes."""
+
+    rows: tuple[StepRow, ...]
+    copies: tuple[tuple[int, int], ...]
+    """(source, destination) blocks to copy before anything is computed. Destinations are distinct and none of them is
+    also a source: any order will do."""
+    num_tokens: int
+    """Sum of the rows' counts."""
+
+
+class Scheduler:
+    """Serves running sequences first, oldest first, then admits waiting ones in order of arrival.
+
+    Blocks for all known tokens are taken on admission, so that only a growing answer can run out of them. Then the most
+    recently admitted sequence gives its blocks back and waits at the front of the queue; it keeps its tokens and
+    recomputes their cache later (or finds it again in the prefix cache).
+
+    A hit never covers a sequence's last token, whose logits are needed: a fully cached prompt recomputes its last block
+    into a private one. Forks share the prompt's full blocks, copy a partial one, and recompute the last prompt token.
+
+    `config.max_context_len` must be resolved (not 0) and `num_blocks` is the cache's size with the null block
+    (`blocks.NULL_BLOCK`). With `distinct_roles`, no row mixes prompt and generated tokens and the prefix cache keeps
+    the two apart: for kernels that differ between them. One thread calls all methods.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        eos_token_ids: Collection[int] = (),
+        *,
+        distinct_roles: bool = False,
+    ) -> None:
+        for name in ("max_context_len", "max_num_seqs", "max_step_tokens"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"{name}={getattr(config, name)}: the scheduler needs the resolved value, 1 or more")
+        self.pool = BlockPool(num_blocks, config.block_len, config.prefix_cache)
+        self.num_preemptions = 0
+        self.num_prefix_hit_tokens = 0
+        self._max_context_len = config.max_context_len
+        self._max_step_tokens = config.max_step_tokens
+        self._max_running = min(config.max_num_seqs, config.max_step_tokens)  # each must get a token per step
+        self._block_len = config.block_len
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._distinct_roles = distinct_roles
+        self._seq_ids = count()
+        self._requests: dict[str, Choices] = {}
+        self._sequences: dict[int, Sequence] = {}
+        self._running: dict[int, Sequence] = {}  # in order of admission
+        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
+        self._holding: dict[str, Choices] = {}  # those with held_blocks
+        self._in_flight: StepPlan | None = None
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.pool.num_free
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Unfinished sequences that hold no blocks: queued, preempted, or waiting for their prompt to be computed."""
+        return len(self._sequences) - len(self._running)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._sequences)
+
+    def sequence(self, seq_id: int) -> Sequence:
+        """The unfinished sequence with this id; KeyError if it finished or was aborted."""
+        return self._sequences[seq_id]
+
+    def add(self, request: Request, atomic_spans: tuple[tuple[int, int], ...] = ()) -> None:
+        """Queue all n choices of a request. RequestError, and no change, if it can never be served as asked.
+
+        `atomic_spans`, if any, are half-open ranges of the prompt that must each be computed in one step; then nothing
+        is shared, neither with other requests nor between the choices.
+        """
+        max_tokens = self._room(request)
+        self._check_spans(request, atomic_spans)
+        params = request.params
+        request_seed = secrets.randbits(64) if params.seed is None else params.seed
+        finish_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            finish_token_ids |= self._eos_token_ids
+        choices = self._requests[request.request_id] = Choices(request)
+        for index in range(params.n):
+            seq = Sequence(
+                seq_id=next(self._seq_ids),
+                choices=choices,
+                index=index,
+                seed=choice_seed(request_seed, index),
+                max_tokens=max_tokens,
+                finish_token_ids=finish_token_ids,
+                token_ids=list(request.prompt_token_ids),
+                prompt_len=len(request.prompt_token_ids),
+                atomic_spans=atomic_spans,
+            )
+            self._sequences[seq.seq_id] = choices.live[index] = seq
+            if index == 0 or atomic_spans:
+                self._waiting[seq.seq_id] = seq
+            else:
+                choices.unforked[seq.seq_id] = seq
+                choices.leader = choices.live[0]
+
+    def abort(self, request_id: str, index: int | None = None) -> int:
+        """Drop one choice, or all, at any stage; returns how many there were to drop (0: unknown or finished).
+
+        Blocks are free at once. A step in flight may still write them, before any later step that reuses them runs.
+        """
+        choices = self._requests.get(request_id)
+        if choices is None:
+            return 0
+        doomed = [seq for seq in choices.live.values() if index is None or seq.index == index]
+        for seq in doomed:
+            self._remove(seq)
+        return len(doomed)
+
+    def schedule(self) -> StepPlan | None:
+        """The next step's work, or None if nothing is unfinished. Commit it (or `reset`) before scheduling again."""
+        if self._in_flight is not None:
+            raise ValueError("schedule() was called with a plan in flight: commit it, or reset() if its step failed")
+        rows: list[StepRow] = []
+        copies: list[tuple[int, int]] = []
+        budget = self._max_step_tokens
+        running = list(self._running.values())
+        num_behind = len(running)
+        may_admit = True
+        for seq in running:
+            if seq.state is not State.RUNNING:  # preempted just now, and so are all after it
+                may_admit = False
+                break
+            num_behind -= 1
+            start = seq.num_computed_tokens
+            end = self._chunk_end(seq, start, budget - num_behind)
+            if end == start:  # an atomic span lacks budget: let the others drain
+                may_admit = False
+                continue
+            if end > len(seq.block_table) * self._block_len and not self._grow(seq, end):
+                may_admit = False
+                break
+            budget -= end - start
+            rows.append(_row(seq, start, end))
+        while may_admit and budget and self._waiting and len(self._running) < self._max_running:
+            seq = next(iter(self._waiting.values()))
+            if not self._admit(seq, budget, copies):
+                break
+            start = seq.num_computed_tokens
+            end = self._chunk_end(seq, start, budget)
+            budget -= end - start
+            rows.append(_row(seq, start, end))
+        for choices in list(self._holding.values()):  # only now, so that no copy's source is handed out in this plan
+            if not choices.unforked:
+                self._drop_hold(choices)
+        if rows:
+            self._in_flight = StepPlan(tuple(rows), tuple(copies), self._max_step_tokens - budget)
+        return self._in_flight
+
+    def commit(
+        self,
+        plan: StepPlan,
+        outputs: SequenceOf[SequenceOf[int]],
+        logprobs: SequenceOf[SequenceOf[TokenLogprob]] | None = None,
+    ) -> list[TokenEvent]:
+        """Take a step's results: `outputs[i]` are the new tokens of `plan.rows[i]`, empty unless it wants a token.
+
+        Tokens after the one that ends a sequence are dropped; rows of sequences aborted meanwhile are ignored. Returns
+        one event per choice that got tokens; `logprobs[i]`, where given, runs parallel to `outputs[i]`.
+        """
+        if plan is not self._in_flight:
+            raise ValueError("commit() takes the plan that schedule() gave last, once")
+        if len(outputs) != len(plan.rows):
+            raise ValueError(f"{len(outputs)} outputs for {len(plan.rows)} rows")
+        self._in_flight = None
+        events = []
+        for i, row in enumerate(plan.rows):
+            seq = self._sequences.get(row.seq_id)
+            if seq is None:
+                continue
+            new_token_ids = outputs[i]
+            if bool(new_token_ids) != row.wants_token:
+                raise ValueError(f"row {i}: wants_token={row.wants_token}, but {len(new_token_ids)} tokens came")
+            seq.num_computed_tokens = row.start + row.count
+            if seq.num_computed_tokens >= (seq.num_published_blocks + 1) * self._block_len:
+                self._publish(seq)
+            if seq.choices.leader is seq and seq.num_computed_tokens >= seq.prompt_len:
+                self._release_forks(seq)
+            if row.wants_token:
+                events.append(self._extend(seq, new_token_ids, logprobs[i] if logprobs else ()))
+        return events
+
+    def reset(self) -> None:
+        """The cache's contents are lost (a step failed): every sequence starts over with the tokens it has."""
+        self._in_flight = None
+        self._drop_holds()
+        for seq in reversed(list(self._running.values())):
+            self._preempt(seq)
+        self.pool.forget()
+
+    def check(self) -> None:
+        """Raise ValueError unless block counts and tables agree. For tests: O(num_blocks)."""
+        tables = [seq.block_table for seq in self._sequences.values()]
+        self.pool.check([*tables, *(choices.held_blocks for choices in self._requests.values())])
+
+    def _room(self, request: Request) -> int:
+        """Tokens this request may generate."""
+        name, params, prompt_len = request.request_id, request.params, len(request.prompt_token_ids)
+        pool_len = self.pool.num_usable * self._block_len + 1  # the last token is never computed
+        if name in self._requests:
+            raise RequestError(f"request_id={name!r} is in use: give every unfinished request its own")
+        if prompt_len == 0:
+            raise RequestError("the prompt is empty: give at least one token")
+        if prompt_len >= self._max_context_len:
+            raise RequestError(
+                f"the prompt has {prompt_len} tokens, but the context is {self._max_context_len} tokens, of which the "
+                "answer needs at least one: shorten the prompt or raise max_context_len"
+            )
+        max_tokens = params.max_tokens
+        if max_tokens is None:
+            max_tokens = max(1, min(self._max_context_len, pool_len) - prompt_len, params.min_tokens)
+        wish = f"prompt ({prompt_len} tokens) + answer ({max_tokens} tokens) = {prompt_len + max_tokens} tokens"
+        if prompt_len + max_tokens > self._max_context_len:
+            raise RequestError(
+                f"{wish}, but the context is {self._max_context_len} tokens: lower max_tokens or min_tokens, shorten "
+                "the prompt, or raise max_context_len"
+            )
+        if prompt_len + max_tokens > pool_len:
+            raise RequestError(
+                f"{wish}, but the whole cache holds {pool_len} tokens ({self.pool.num_usable} blocks of "
+                f"{self._block_len}): lower max_tokens or min_tokens, shorten the prompt, or give the cache more memory"
+            )
+        return max_tokens
+
+    def _check_spans(self, request: Request, atomic_spans: tuple[tuple[int, int], ...]) -> None:
+        previous_end, prompt_len = 0, len(request.prompt_token_ids)
+        for lo, hi in atomic_spans:
+            if not previous_end <= lo < hi <= prompt_len:
+                raise RequestError(
+                    f"atomic span [{lo}, {hi}) must be non-empty, inside the prompt of {prompt_len} tokens, and start "
+                    f"at {previous_end} or later (after the span before it)"
+                )
+            if hi - lo > self._max_step_tokens:
+                raise RequestError(
+                    f"tokens [{lo}, {hi}) must be computed in one step: {hi - lo} tokens, but a step takes at most "
+                    f"{self._max_step_tokens}: raise max_step_tokens or shorten the prompt"
+                )
+            previous_end = hi
+
+    def _chunk_end(self, seq: Sequence, start: int, budget: int) -> int:
+        """Where a chunk from `start` of at most `budget` tokens ends; `start` if an atomic span does not fit."""
+        end = min(len(seq.token_ids), start + budget)
+        if self._distinct_roles and start < seq.prompt_len < end:
+            end = seq.prompt_len
+        for lo, hi in seq.atomic_spans:
+            if lo < end < hi:
+                return lo
+        return end
+
+    def _grow(self, seq: Sequence, end: int) -> bool:
+        """Extend a running sequence's table to `end` tokens, preempting others; False if it had to go itself."""
+        num_new = -(-end // self._block_len) - len(seq.block_table)
+        while self.pool.num_free < num_new:
+            if self._holding:
+                self._drop_holds()
+                continue
+            victim = self._running[next(reversed(self._running))]
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        seq.block_table.extend(self.pool.allocate() for _ in range(num_new))
+        return True
+
+    def _admit(self, seq: Sequence, budget: int, copies: list[tuple[int, int]]) -> bool:
+        """Start the sequence at the head of the queue if its blocks and its first chunk fit."""
+        pool = self.pool
+        shared, num_computed_tokens, copy_source, is_fork = self._find_prefix(seq)
+        if self._chunk_end(seq, num_computed_tokens, budget) == num_computed_tokens:
+            return False
+        num_new = -(-len(seq.token_ids) // self._block_len) - len(shared)
+        num_spare = len(self._running)  # a block each to grow into, lest this admission preempts at once
+        if pool.num_free - pool.num_free_among(shared) < num_new + num_spare:
+            if self._running or not self._holding:
+                return False
+            self._drop_holds()  # nothing runs, so nothing else will give way
+            return self._admit(seq, budget, copies)
+        pool.share(shared)
+        seq.block_table = [*shared, *(pool.allocate() for _ in range(num_new))]
+        seq.num_published_blocks = len(shared)
+        seq.num_computed_tokens = num_computed_tokens
+        seq.state = State.RUNNING
+        self._running[seq.seq_id] = self._waiting.pop(seq.seq_id)
+        choices = seq.choices
+        if copy_source is not None:
+            copies.append((copy_source, seq.block_table[len(shared)]))
+        if not is_fork:
+            self.num_prefix_hit_tokens += num_computed_tokens
+        if choices.num_cached_tokens is None:
+            choices.num_cached_tokens = num_computed_tokens
+        choices.unforked.pop(seq.seq_id, None)
+        return True
+
+    def _find_prefix(self, seq: Sequence) -> tuple[list[int], int, int | None, bool]:
+        """Blocks to share, tokens that need no computing, the block to copy into the first private one, and whether it
+        all comes from the request's own prompt (a fork) rather than from the prefix cache."""
+        if seq.atomic_spans:  # keys and values inside a span depend on tokens after them: a prefix does not name them
+            return [], 0, None, False
+        num_matchable = (len(seq.token_ids) - 1) // self._block_len
+        cached = self.pool.match(self._keys(seq, num_matchable)) if self.pool.prefix_cache else []
+        num_cached_tokens = len(cached) * self._block_len
+        held, fork_len = seq.choices.held_blocks, seq.prompt_len - 1
+        if held and num_cached_tokens < fork_len:
+            num_full, partial_len = divmod(fork_len, self._block_len)
+            return held[:num_full], fork_len, held[num_full] if partial_len else None, True
+        return cached, num_cached_tokens, None, False
+
+    def _keys(self, seq: Sequence, num_blocks: int) -> list[bytes]:
+        """Keys of the sequence's first `num_blocks` blocks, which must be full."""
+        keys = seq.block_keys
+        block_len = self._block_len
+        for i in range(len(keys), num_blocks):
+            begin = i * block_len
+            num_prompt_tokens = min(max(seq.prompt_len - begin, 0), block_len) if self._distinct_roles else block_len
+            parent = keys[-1] if keys else ROOT_KEY
+            keys.append(block_key(parent, seq.token_ids[begin : begin + block_len], num_prompt_tokens))
+        return keys if len(keys) == num_blocks else keys[:num_blocks]
+
+    def _publish(self, seq: Sequence) -> None:
+        """Let others find the blocks that have become full."""
+        num_full = seq.num_computed_tokens // self._block_len
+        if self.pool.prefix_cache and not seq.atomic_spans:
+            keys = self._keys(seq, num_full)
+            for i in range(seq.num_published_blocks, num_full):
+                self.pool.publish(seq.block_table[i], keys[i])
+        seq.num_published_blocks = num_full
+
+    def _release_forks(self, leader: Sequence) -> None:
+        """The prompt is computed: keep its blocks for the other choices and put those at the front of the queue."""
+        choices = leader.choices
+        choices.leader = None
+        if not choices.unforked:
+            return
+        choices.held_blocks = leader.block_table[: -(-(leader.prompt_len - 1) // self._block_len)]
+        self.pool.share(choices.held_blocks)
+        self._holding[choices.request.request_id] = choices
+        for seq in reversed(choices.unforked.values()):
+            self._enqueue_first(seq)
+
+    def _extend(self, seq: Sequence, new_token_ids: SequenceOf[int], logprobs: SequenceOf[TokenLogprob]) -> TokenEvent:
+        """Append tokens until one ends the sequence."""
+        finish_reason: FinishReason | None = None
+        stop_reason: int | None = None
+        params = seq.params
+        num_before = len(seq.token_ids)
+        for token_id in new_token_ids:
+            seq.token_ids.append(token_id)
+            num_generated = len(seq.token_ids) - seq.prompt_len
+            if token_id in seq.finish_token_ids and num_generated > params.min_tokens:
+                finish_reason = "stop"
+                stop_reason = None if token_id in self._eos_token_ids and not params.ignore_eos else token_id
+                break
+            if num_generated >= seq.max_tokens:
+                finish_reason = "length"
+                break
+        kept = tuple(seq.token_ids[num_before:])
+        if finish_reason:
+            self._remove(seq)
+        return TokenEvent(
+            seq.choices.request.request_id,
+            seq.index,
+            kept,
+            tuple(logprobs[: len(kept)]),
+            finish_reason,
+            stop_reason,
+            seq.choices.num_cached_tokens or 0,
+        )
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to the front of the queue, without blocks but with every token."""
+        self.num_preemptions += 1
+        del self._running[seq.seq_id]
+        self._release_blocks(seq)
+        seq.state = State.WAITING
+        seq.num_computed_tokens = 0
+        seq.num_published_blocks = 0
+        self._enqueue_first(seq)
+
+    def _remove(self, seq: Sequence) -> None:
+        """Finished or aborted: forget the sequence. If others waited for it to compute the prompt, one takes over."""
+        was_running = seq.state is State.RUNNING
+        seq.state = State.FINISHED
+        self._release_blocks(seq)
+        self._running.pop(seq.seq_id, None)
+        self._waiting.pop(seq.seq_id, None)
+        del self._sequences[seq.seq_id]
+        choices = seq.choices
+        del choices.live[seq.index]
+        choices.unforked.pop(seq.seq_id, None)
+        if choices.leader is seq:
+            choices.leader = None
+            if choices.unforked:
+                heir = choices.unforked.pop(next(iter(choices.unforked)))
+                choices.leader = heir
+                self._waiting[heir.seq_id] = heir
+                self._waiting.move_to_end(heir.seq_id, last=not was_running)
+        if not choices.unforked:
+            self._drop_hold(choices)
+        if not choices.live:
+            del self._requests[choices.request.request_id]
+
+    def _release_blocks(self, seq: Sequence) -> None:
+        self.pool.release(seq.block_table)
+        seq.block_table = []  # a new list: a plan in flight may still read the old one
+        seq.table_version += 1
+
+    def _enqueue_first(self, seq: Sequence) -> None:
+        self._waiting[seq.seq_id] = seq
+        self._waiting.move_to_end(seq.seq_id, last=False)
+
+    def _drop_hold(self, choices: Choices) -> None:
+        if self._holding.pop(choices.request.request_id, None):
+            self.pool.release(choices.held_blocks)
+            choices.held_blocks = []
+
+    def _drop_holds(self) -> None:
+        """Give up prompts kept for forks: those that have not started will compute the prompt again."""
+        for choices in list(self._holding.values()):
+            self._drop_hold(choices)
+
+
+def _row(seq: Sequence, start: int, end: int) -> StepRow:
+    token_ids = seq.token_ids
+    return StepRow(
+        seq.seq_id,
+        start,
+        end - start,
+        (token_ids[start],) if end - start == 1 else tuple(token_ids[start:end]),
+        seq.block_table,
+        seq.table_version,
+        end == len(token_ids),
+        max(0, min(seq.prompt_len, end) - start),
+    )
