@@ -3,18 +3,9 @@
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import random_blocks
 
-from strop.formats.values import BLOCK_FORMATS, GROUP_LEN, GroupQuantized, decode_blocks, dense
-
-
-def random_blocks(format_name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Random raw blocks with finite scales and offsets, uint8 [rows * columns // 32 * block_bytes]."""
-    layout = BLOCK_FORMATS[format_name]
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (rows * columns // GROUP_LEN, layout.block_bytes), dtype=np.uint8)
-    num_floats = 1 + layout.has_offset
-    blocks[:, : 2 * num_floats] = rng.normal(size=(len(blocks), num_floats)).astype("<f2").view(np.uint8)
-    return blocks.reshape(-1)
+from strop.formats.values import BLOCK_FORMATS, GroupQuantized, decode_blocks, dense
 
 
 @pytest.mark.parametrize("format_name", BLOCK_FORMATS)

@@ -1,0 +1,297 @@
+"""GGUF v2 and v3 files: a bounded parser over a memory map.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count and length is compared with the bytes that
+are left in the file before anything is allocated for it.
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from strop.core.errors import FormatError, UnsupportedError
+from strop.formats.source_hash import file_hash
+from strop.formats.values import (
+    BLOCK_FORMATS,
+    DENSE_DTYPES,
+    GROUP_LEN,
+    TensorInfo,
+    TensorValue,
+    decode_blocks,
+)
+
+MAGIC = b"GGUF"
+MAX_METADATA_ITEMS = 1 << 23
+"""Array elements in all metadata together: room for five vocabularies of a million tokens."""
+MAX_ARRAY_DEPTH = 4
+MAX_DIMS = 4
+DEFAULT_ALIGNMENT = 32
+MAX_ALIGNMENT = 1 << 20
+
+_SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_U32, _U64 = _SCALARS[4], _SCALARS[10]
+_MIN_VALUE_BYTES = {_BOOL: 1, _STRING: 8, _ARRAY: 12} | {kind: code.size for kind, code in _SCALARS.items()}
+_MIN_ENTRY_BYTES = 8 + 4 + 1  # key length, value type, value
+_MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # name length, number of dimensions, one dimension, type, offset
+
+_TENSOR_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 30: "BF16"}
+# fmt: off
+_UNSUPPORTED_TYPES = dict(enumerate((
+    "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
+    "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M",
+), start=9)) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+# fmt: on
+"""Only to name them in the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """Where a tensor's bytes lie, counted from the start of the file."""
+
+    start: int
+    num_bytes: int
+
+
+class GGUFCheckpoint:
+    """One GGUF file, its header parsed and checked, its tensors mapped.
+
+    The file must not be shortened while it is open (the operating system kills readers of a vanished page).
+    Raises FormatError for a damaged file and UnsupportedError for a well-formed one that Strop cannot read, both on
+    opening: after that, `read` of a listed tensor succeeds.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < 24:
+                raise FormatError(f"{self.path}: {size} bytes are too few for a GGUF header; download the file again")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header = _Header(self._map, self.path)
+        self.metadata: dict[str, Any] = header.metadata
+        """Every key of the file; arrays are lists."""
+        self.tensors: dict[str, TensorInfo] = header.tensors
+        self._extents = header.extents
+
+    def read(self, name: str) -> TensorValue:
+        """The tensor's exact value: a read-only view of the file where dense, decoded where quantised."""
+        info, extent = self.tensors[name], self._extents[name]
+        raw = np.frombuffer(self._map, np.uint8, extent.num_bytes, extent.start)
+        if info.format in DENSE_DTYPES:
+            return raw.view(DENSE_DTYPES[info.format]).reshape(info.shape)
+        rows, columns = info.shape
+        return decode_blocks(info.format, raw, (rows, columns))
+
+    def source_hash(self) -> str:
+        """Hex SHA-256 of the file (remembered: see `file_hash`)."""
+        return file_hash(self.path)
+
+
+class _Header:
+    """Parses forward from byte 0; `position` never passes the end of the file."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.size = data, path, len(data)
+        self.position = 0
+        self.num_items = 0
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.extents: dict[str, _Extent] = {}
+        num_tensors, num_entries = self._preamble()
+        for _ in range(num_entries):
+            key = self._string("a metadata key")
+            if key in self.metadata:
+                self._damaged(f"the metadata key {key!r} appears twice")
+            self.metadata[key] = self._value(self._u32("a value type"), key)
+        self._refuse_split()
+        offsets = {}
+        for _ in range(num_tensors):
+            name, offset = self._tensor()
+            offsets[name] = offset
+        self._locate(offsets)
+
+    def _damaged(self, cause: str) -> NoReturn:
+        raise FormatError(f"{self.path}: {cause}; the file is damaged, download it again")
+
+    def _take(self, num_bytes: int, what: str) -> int:
+        """Claims the next `num_bytes` and returns where they start."""
+        start = self.position
+        if num_bytes > self.size - start:
+            self._damaged(f"{what} at byte {start} needs {num_bytes} bytes and {self.size - start} are left")
+        self.position = start + num_bytes
+        return start
+
+    def _u32(self, what: str) -> int:
+        return int(_U32.unpack_from(self.data, self._take(4, what))[0])
+
+    def _u64(self, what: str) -> int:
+        return int(_U64.unpack_from(self.data, self._take(8, what))[0])
+
+    def _string(self, what: str) -> str:
+        length = self._u64(what)
+        start = self._take(length, what)
+        try:
+            return self.data[start : start + length].decode("utf-8")
+        except UnicodeDecodeError as error:
+            self._damaged(f"{what} at byte {start} is not UTF-8 ({error.reason})")
+
+    def _preamble(self) -> tuple[int, int]:
+        if self.data[:4] != MAGIC:
+            raise FormatError(f"{self.path}: starts with {self.data[:4]!r}, not {MAGIC!r}: this is not a GGUF file")
+        self.position = 4
+        version = self._u32("the version")
+        if version in (0x02000000, 0x03000000):
+            raise UnsupportedError(
+                f"{self.path}: a big-endian GGUF file; Strop reads little-endian ones: convert it again without"
+                " the big-endian option"
+            )
+        if version not in (2, 3):
+            raise UnsupportedError(f"{self.path}: GGUF version {version}; versions 2 and 3 are read: convert it again")
+        num_tensors, num_entries = self._u64("the tensor count"), self._u64("the metadata count")
+        for count, least, what in (
+            (num_tensors, _MIN_TENSOR_BYTES, "tensors"),
+            (num_entries, _MIN_ENTRY_BYTES, "metadata entries"),
+        ):
+            if count > (self.size - self.position) // least:
+                self._damaged(f"claims {count} {what}, more than its {self.size} bytes can hold")
+        return num_tensors, num_entries
+
+    def _value(self, kind: int, key: str, depth: int = 0) -> Any:
+        if kind in _SCALARS:
+            code = _SCALARS[kind]
+            return code.unpack_from(self.data, self._take(code.size, key))[0]
+        if kind == _BOOL:
+            return self._bool(self.data[self._take(1, key)], key)
+        if kind == _STRING:
+            return self._string(key)
+        if kind == _ARRAY:
+            return self._array(key, depth + 1)
+        self._damaged(f"{key!r} has the unknown value type {kind}")
+
+    def _bool(self, byte: int, key: str) -> bool:
+        if byte > 1:
+            self._damaged(f"{key!r} holds {byte} where a boolean is 0 or 1")
+        return bool(byte)
+
+    def _array(self, key: str, depth: int) -> list[Any]:
+        kind, count = self._u32(key), self._u64(key)
+        if kind not in _MIN_VALUE_BYTES:
+            self._damaged(f"{key!r} is an array of the unknown value type {kind}")
+        if depth > MAX_ARRAY_DEPTH:
+            self._damaged(f"{key!r} nests arrays deeper than {MAX_ARRAY_DEPTH}")
+        if count > (self.size - self.position) // _MIN_VALUE_BYTES[kind]:
+            self._damaged(f"{key!r} claims {count} elements, more than the file can hold")
+        self.num_items += count
+        if self.num_items > MAX_METADATA_ITEMS:
+            self._damaged(f"{key!r} takes the metadata past {MAX_METADATA_ITEMS} array elements")
+        if kind == _STRING:
+            return self._strings(key, count)
+        if kind == _ARRAY:
+            return [self._array(key, depth + 1) for _ in range(count)]
+        if kind == _BOOL:
+            start = self._take(count, key)
+            return [self._bool(byte, key) for byte in self.data[start : start + count]]
+        code = _SCALARS[kind]
+        start = self._take(count * code.size, key)
+        items: list[Any] = np.frombuffer(self.data, code.format, count, start).tolist()
+        return items
+
+    def _strings(self, key: str, count: int) -> list[str]:
+        """The hot loop of opening a file (100,000 strings): `_string`, inlined."""
+        data, size, position, unpack = self.data, self.size, self.position, _U64.unpack_from
+        strings = []
+        try:
+            for _ in range(count):
+                (length,) = unpack(data, position)
+                position += 8
+                if length > size - position:
+                    raise struct.error
+                strings.append(data[position : position + length].decode("utf-8"))
+                position += length
+        except struct.error:
+            self._damaged(f"a string of {key!r} at byte {position} passes the end of the file")
+        except UnicodeDecodeError as error:
+            self._damaged(f"a string of {key!r} at byte {position} is not UTF-8 ({error.reason})")
+        self.position = position
+        return strings
+
+    def _refuse_split(self) -> None:
+        num_parts = self.metadata.get("split.count", 1)
+        if num_parts not in (0, 1):
+            raise UnsupportedError(
+                f"{self.path}: split.count={num_parts!r}, one part of a split model; accepted is a whole file: join the"
+                " parts with `llama-gguf-split --merge`"
+            )
+
+    def _tensor(self) -> tuple[str, int]:
+        """Parses one tensor's entry; returns its name and offset into the data section."""
+        name = self._string("a tensor name")
+        if name in self.tensors:
+            self._damaged(f"the tensor {name!r} appears twice")
+        num_dims = self._u32(name)
+        if not 1 <= num_dims <= MAX_DIMS:
+            self._damaged(f"the tensor {name!r} has {num_dims} dimensions; 1 to {MAX_DIMS} are possible")
+        shape = tuple(self._u64(name) for _ in range(num_dims))[::-1]
+        type_id = self._u32(name)
+        offset = self._u64(name)
+        num_elements = 1
+        for dim in shape:
+            num_elements *= dim
+        if num_elements == 0 or num_elements > self.size * 8:
+            self._damaged(f"the tensor {name!r} has shape {shape}, which {self.size} bytes cannot hold")
+        if type_id not in _TENSOR_TYPES:
+            type_name = _UNSUPPORTED_TYPES.get(type_id, "unknown")
+            raise UnsupportedError(
+                f"{self.path}: the tensor {name!r} has type {type_id} ({type_name}); supported are"
+                f" {', '.join(_TENSOR_TYPES.values())}: use a file with one of these types"
+            )
+        format_name = _TENSOR_TYPES[type_id]
+        num_bytes = self._num_tensor_bytes(name, shape, num_elements, format_name)
+        self.tensors[name] = TensorInfo(name, shape, format_name, num_bytes)
+        return name, offset
+
+    def _num_tensor_bytes(self, name: str, shape: tuple[int, ...], num_elements: int, format_name: str) -> int:
+        if format_name in DENSE_DTYPES:
+            return num_elements * DENSE_DTYPES[format_name].itemsize
+        if shape[-1] % GROUP_LEN:
+            self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {GROUP_LEN}")
+        if len(shape) != 2:
+            raise UnsupportedError(
+                f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2 are"
+                " read: use a dense file"
+            )
+        return num_elements // GROUP_LEN * BLOCK_FORMATS[format_name].block_bytes
+
+    def _locate(self, offsets: dict[str, int]) -> None:
+        """Checks that every tensor lies in the data section, aligned, and that none overlap."""
+        alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+            self._damaged(f"general.alignment={alignment!r}; a power of two from 8 to {MAX_ALIGNMENT} is possible")
+        data_start = -(-self.position // alignment) * alignment
+        end, previous = 0, ""
+        for name in sorted(offsets, key=offsets.__getitem__):
+            offset, num_bytes = offsets[name], self.tensors[name].num_bytes
+            if offset % alignment:
+                self._damaged(f"the tensor {name!r} starts at offset {offset}, not a multiple of {alignment}")
+            if offset < end:
+                self._damaged(f"the tensors {previous!r} and {name!r} overlap")
+            end, previous = offset + num_bytes, name
+            if end > self.size - data_start:
+                left = max(0, self.size - data_start)
+                self._damaged(f"the tensor {name!r} ends at byte {end} of the data section, which has {left}")
+            self.extents[name] = _Extent(data_start + offset, num_bytes)
