@@ -1,0 +1,361 @@
+// Linear layers. Numbers are defined so that neither the number of rows, nor the tiling, nor the threads change a bit:
+//   quantised: x is rounded to int8 per group of 32; every group's integer product is exact; then, in the order of the
+//   groups, acc = fma(offset, scale_x * sum_x, acc) and acc = fma(product, scale_w * scale_x, acc) in float32.
+//   float: acc = fma(x, w, acc) in the order of k (bf16 weights: pairs of k, x rounded to bf16).
+#include "kernels/linear.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/scratch.h"
+#include "simd/vec.h"
+#include "threads/pool.h"
+
+namespace strop::STROP_ISA {
+namespace {
+
+// Activations ready for the product. Quantised: codes, scale, sum; float: values (bf16 pairs or floats).
+struct Activations {
+  int8_t* codes;      // [M, K]
+  float* scale;       // [M, G]
+  float* sum;         // [M, G] scale * sum of codes
+  int32_t* zero_sum;  // [M, G] -zero * sum of codes
+  float* values;      // [M, K]
+  uint16_t* pairs;    // [M, K rounded up to even]
+  int pairs_stride;
+};
+
+float rms_scale(const float* x, int len, float eps) {
+  Floats squares = zero_floats();
+  int k = 0;
+  for (; k + 16 <= len; k += 16) {
+    Floats v = load(x + k);
+    squares = fma(v, v, squares);
+  }
+  float sum = sum_lanes(squares);
+  for (; k < len; ++k) sum += x[k] * x[k];
+  return 1.0f / std::sqrt(sum / float(len) + eps);
+}
+
+void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int32_t* zero_sum, int zero) {
+  Floats a = load(x), b = load(x + 16);
+  const float largest = max_lanes(max(abs(a), abs(b)));
+  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  Ints qa = to_ints(mul(a, broadcast(inverse))), qb = to_ints(mul(b, broadcast(inverse)));
+  store_int8(codes, qa);
+  store_int8(codes + 16, qb);
+  const float total = sum_lanes(to_floats(add(qa, qb)));  // integers below 2^24: exact in any order
+  *scale = largest / 127.0f;
+  *sum = *scale * total;
+  *zero_sum = -zero * int32_t(total);
+}
+
+void prepare_row(const LinearArgs& args, const Activations& acts, int row, float* normed) {
+  const int k_len = args.layout.k_len;
+  const float* x = args.x + size_t(row) * k_len;
+  if (args.norm_weight != nullptr) {
+    const float scale = rms_scale(x, k_len, args.norm_eps);
+    int k = 0;
+    for (; k + 16 <= k_len; k += 16)
+      store(normed + k, mul(mul(load(x + k), broadcast(scale)), load(args.norm_weight + k)));
+    for (; k < k_len; ++k) normed[k] = x[k] * scale * args.norm_weight[k];
+    x = normed;
+  }
+  if (args.layout.quantised()) {
+    const int num_groups = args.layout.num_groups();
+    for (int g = 0; g < num_groups; ++g) {
+      const size_t at = size_t(row) * num_groups + g;
+      quantise_group(x + g * kGroupLen, acts.codes + size_t(row) * k_len + g * kGroupLen, acts.scale + at,
+                     acts.sum + at, acts.zero_sum + at, args.layout.zero);
+    }
+  } else if (args.layout.format == WeightFormat::kBf16) {
+    uint16_t* out = acts.pairs + size_t(row) * acts.pairs_stride;
+    for (int k = 0; k < k_len; ++k) out[k] = float_to_bf16(x[k]);
+    if (k_len % 2) out[k_len] = 0;
+  } else {
+    std::memcpy(acts.values + size_t(row) * k_len, x, sizeof(float) * k_len);
+  }
+}
+
+// kRows x (kTiles * 16) outputs of a quantised product, written to out [kRows][kTiles * 16].
+template <int kBits, bool kOffset, int kRows, int kTiles>
+void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, float* out) {
+  const int num_groups = layout.num_groups(), k_len = layout.k_len;
+  const size_t tile_bytes = layout.tile_bytes(), codes_bytes = layout.codes_bytes();
+  constexpr int kGroupBytes = kBits == 4 ? 256 : 512;
+  // With few chains the latency of the integer product would show: keep even and odd slices apart (sums are exact).
+  constexpr int kSplit = kRows * kTiles < 6 ? 2 : 1;
+  Floats acc[kTiles][kRows];
+  for (int t = 0; t < kTiles; ++t)
+    for (int r = 0; r < kRows; ++r) acc[t][r] = zero_floats();
+  const int8_t* codes = acts.codes + size_t(row0) * k_len;
+  const float* scale = acts.scale + size_t(row0) * num_groups;
+  const float* sum = acts.sum + size_t(row0) * num_groups;
+  const int32_t* zero_sum = acts.zero_sum + size_t(row0) * num_groups;
+  for (int g = 0; g < num_groups; ++g, codes += kGroupLen) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTiles; ++t) {
+      const uint8_t* w = tile + t * tile_bytes + size_t(g) * kGroupBytes;
+      Ints dot[kSplit][kRows];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        dot[0][r] = kOffset ? zero_ints() : broadcast_int(zero_sum[size_t(r) * num_groups + g]);
+        if (kSplit == 2) dot[kSplit - 1][r] = zero_ints();
+      }
+      if constexpr (kBits == 4) {
+#pragma GCC unroll 4
+        for (int slice = 0; slice < 4; ++slice) {
+          const Bytes both = load_bytes(w + slice * 64);
+          const Bytes low = low_nibbles(both), high = high_nibbles(both);
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            const int8_t* a = codes + size_t(r) * k_len + slice * 4;
+            dot[0][r] = dot_u8s8<4>(dot[0][r], low, a);
+            dot[kSplit - 1][r] = dot_u8s8<4>(dot[kSplit - 1][r], high, a + 16);
+          }
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int slice = 0; slice < 8; ++slice) {
+          const Bytes bytes = load_bytes(w + slice * 64);
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r)
+            dot[slice % kSplit][r] =
+                dot_u8s8<8>(dot[slice % kSplit][r], bytes, codes + size_t(r) * k_len + slice * 4);
+        }
+      }
+      const uint8_t* scales = tile + t * tile_bytes + codes_bytes + size_t(g) * 32;
+      const Floats w_scale = load_half(reinterpret_cast<const uint16_t*>(scales));
+      Floats w_offset;
+      if constexpr (kOffset) w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups) * 32));
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const size_t at = size_t(r) * num_groups + g;
+        if constexpr (kOffset) acc[t][r] = fma(w_offset, broadcast(sum[at]), acc[t][r]);
+        const Ints total = kSplit == 2 ? add(dot[0][r], dot[kSplit - 1][r]) : dot[0][r];
+        acc[t][r] = fma(to_floats(total), mul(w_scale, broadcast(scale[at])), acc[t][r]);
+      }
+    }
+  }
+  for (int t = 0; t < kTiles; ++t)
+    for (int r = 0; r < kRows; ++r) store(out + (r * kTiles + t) * 16, acc[t][r]);
+}
+
+template <WeightFormat kFormat, int kRows, int kTiles>
+void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, float* out) {
+  const int k_len = layout.k_len;
+  const size_t tile_bytes = layout.tile_bytes();
+  Floats acc[kTiles][kRows];
+  for (int t = 0; t < kTiles; ++t)
+    for (int r = 0; r < kRows; ++r) acc[t][r] = zero_floats();
+  if constexpr (kFormat == WeightFormat::kBf16) {
+    const uint16_t* x = acts.pairs + size_t(row0) * acts.pairs_stride;
+    for (int k = 0; k < k_len; k += 2)
+      for (int t = 0; t < kTiles; ++t) {
+        const Pairs w = load_pairs(reinterpret_cast<const uint16_t*>(tile + t * tile_bytes) + size_t(k) * 16);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r)
+          acc[t][r] = dot_bf16(acc[t][r], w, broadcast_pair(x + size_t(r) * acts.pairs_stride + k));
+      }
+  } else {
+    const float* x = acts.values + size_t(row0) * k_len;
+    for (int k = 0; k < k_len; ++k)
+      for (int t = 0; t < kTiles; ++t) {
+        Floats w;
+        if constexpr (kFormat == WeightFormat::kF16)
+          w = load_half(reinterpret_cast<const uint16_t*>(tile + t * tile_bytes) + size_t(k) * 16);
+        else
+          w = load(reinterpret_cast<const float*>(tile + t * tile_bytes) + size_t(k) * 16);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) acc[t][r] = fma(w, broadcast(x[size_t(r) * k_len + k]), acc[t][r]);
+      }
+  }
+  for (int t = 0; t < kTiles; ++t)
+    for (int r = 0; r < kRows; ++r) store(out + (r * kTiles + t) * 16, acc[t][r]);
+}
+
+using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&, int, float*);
+
+template <int kRows, int kTiles>
+TileFn tile_function(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kQ4: return quantised_tile<4, false, kRows, kTiles>;
+    case WeightFormat::kQ4Offset: return quantised_tile<4, true, kRows, kTiles>;
+    case WeightFormat::kQ8: return quantised_tile<8, false, kRows, kTiles>;
+    case WeightFormat::kQ8Offset: return quantised_tile<8, true, kRows, kTiles>;
+    case WeightFormat::kBf16: return float_tile<WeightFormat::kBf16, kRows, kTiles>;
+    case WeightFormat::kF16: return float_tile<WeightFormat::kF16, kRows, kTiles>;
+    case WeightFormat::kF32: return float_tile<WeightFormat::kF32, kRows, kTiles>;
+  }
+  return nullptr;
+}
+
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 12;  // 12 integer and 12 float accumulators of 32 registers
+#else
+constexpr int kMaxRows = 2;
+#endif
+constexpr int kMaxTiles = 4;
+
+// The block shape for `rows` rows and up to `tiles` adjacent tiles: few rows take more tiles to hide latency.
+int tiles_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+TileFn pick(WeightFormat format, int rows, int tiles) {
+#define STROP_CASE(R, T) \
+  if (rows == R && tiles == T) return tile_function<R, T>(format);
+  STROP_CASE(1, 1) STROP_CASE(1, 2) STROP_CASE(1, 4) STROP_CASE(2, 1) STROP_CASE(2, 2)
+#if defined(__AVX512F__)
+  STROP_CASE(3, 1) STROP_CASE(3, 2) STROP_CASE(4, 1) STROP_CASE(5, 1) STROP_CASE(6, 1) STROP_CASE(7, 1)
+  STROP_CASE(8, 1) STROP_CASE(9, 1) STROP_CASE(10, 1) STROP_CASE(11, 1) STROP_CASE(12, 1)
+#endif
+#undef STROP_CASE
+  return nullptr;
+}
+
+Floats sigmoid_times(Floats gate, Floats up) {
+  // exp(-|g|) keeps the exponent nonpositive on both sides.
+  const Floats e = exp2_nonpositive(mul(abs(gate), broadcast(-1.44269504f)));
+  const Floats one = broadcast(1.0f);
+  const Floats positive = div(one, add(one, e)), negative = div(e, add(one, e));
+  float g[16], p[16], n[16];
+  store(g, gate);
+  store(p, positive);
+  store(n, negative);
+  for (int i = 0; i < 16; ++i) p[i] = g[i] >= 0.0f ? p[i] : n[i];
+  return mul(mul(gate, load(p)), up);
+}
+
+// Writes one row of one output tile.
+void finish(const LinearArgs& args, int row, int column, Floats value) {
+  float* y = args.y + size_t(row) * args.num_columns + column;
+  const int width = std::min(16, args.num_columns - column);
+  const float* residual =
+      args.epilogue == Epilogue::kResidual ? args.residual + size_t(row) * args.num_columns + column : nullptr;
+  if (width == 16) {
+    store(y, residual ? add(load(residual), value) : value);
+    return;
+  }
+  float lanes[16];
+  store(lanes, value);
+  for (int i = 0; i < width; ++i) y[i] = residual ? residual[i] + lanes[i] : lanes[i];
+}
+
+Floats with_bias(const LinearArgs& args, int tile, const float* lanes) {
+  const Floats value = load(lanes);
+  return args.bias ? add(value, load(args.bias + tile * 16)) : value;
+}
+
+// Tiles [begin, end) for rows [row_begin, row_end).
+void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end) {
+  const int num_rows = row_end - row_begin;
+  const int num_blocks = (num_rows + kMaxRows - 1) / kMaxRows;
+  const size_t tile_bytes = args.layout.tile_bytes();
+  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
+  alignas(64) float out[2][kMaxRows * kMaxTiles * 16];
+  for (int tile = begin; tile < end;) {
+    int tiles = std::min(tiles_for((num_rows + num_blocks - 1) / num_blocks), end - tile);
+    if (tiles == 3) tiles = 2;
+    const int advance = swiglu && tiles == 1 ? 2 : tiles;
+    const uint8_t* weights = args.weights + size_t(tile) * tile_bytes;
+    for (int block = 0, row = row_begin; block < num_blocks; ++block) {
+      const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
+      const TileFn fn = pick(args.layout.format, rows, tiles);
+      fn(args.layout, weights, acts, row, out[0]);
+      if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, out[1]);
+      for (int r = 0; r < rows; ++r)
+        for (int t = 0; t < advance; t += swiglu ? 2 : 1) {
+          const float* first = out[0] + (r * tiles + t) * 16;
+          const float* second = advance > tiles ? out[1] + r * 16 : first + 16;
+          if (swiglu)
+            finish(args, row + r, (tile + t) / 2 * 16,
+                   sigmoid_times(with_bias(args, tile + t, first), with_bias(args, tile + t + 1, second)));
+          else
+            finish(args, row + r, (tile + t) * 16, with_bias(args, tile + t, first));
+        }
+      row += rows;
+    }
+    tile += advance;
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args) {
+  const int num_rows = args.num_rows, k_len = args.layout.k_len, num_groups = args.layout.num_groups();
+  if (num_rows == 0) return;
+  Pool& pool = Pool::instance();
+  Activations acts{};
+  const size_t cells = size_t(num_rows) * k_len, groups = size_t(num_rows) * (num_groups + 1);
+  acts.pairs_stride = k_len + k_len % 2;
+  if (args.layout.quantised()) {
+    auto* base = static_cast<uint8_t*>(scratch_bytes<0>((cells + 63) / 64 * 64 + groups * 12));
+    acts.codes = reinterpret_cast<int8_t*>(base);
+    acts.scale = reinterpret_cast<float*>(base + (cells + 63) / 64 * 64);
+    acts.sum = acts.scale + groups;
+    acts.zero_sum = reinterpret_cast<int32_t*>(acts.sum + groups);
+  } else {
+    acts.values = static_cast<float*>(scratch_bytes<0>(4 * (cells + num_rows)));
+    acts.pairs = reinterpret_cast<uint16_t*>(acts.values);
+  }
+  constexpr int kRowsPerChunk = 8;
+  const int num_row_chunks = (num_rows + kRowsPerChunk - 1) / kRowsPerChunk;
+  pool.run(num_row_chunks, [&](int chunk) {
+    auto* normed = static_cast<float*>(scratch_bytes<1>(sizeof(float) * k_len));
+    const int end = std::min(num_rows, (chunk + 1) * kRowsPerChunk);
+    for (int row = chunk * kRowsPerChunk; row < end; ++row) prepare_row(args, acts, row, normed);
+  });
+
+  // A chunk is at most about 40 us of work, so that a thread which loses its core delays the others little.
+  const int unit = args.epilogue == Epilogue::kSwiglu ? 2 : 1;
+  const int num_units = args.layout.num_tiles / unit;
+  const int rows_per_chunk = std::max(kMaxRows * 4, std::min(num_rows, int(6'000'000 / (size_t(k_len) * 16 * unit))));
+  const int num_row_blocks = (num_rows + rows_per_chunk - 1) / rows_per_chunk;
+  const size_t unit_work = size_t(k_len) * 16 * unit * std::min(num_rows, rows_per_chunk);
+  int units_per_chunk = std::max<int>(1, int(1'000'000 / (unit_work + 1)));
+  units_per_chunk = std::clamp(units_per_chunk, 1, std::max(1, num_units / (pool.num_threads() * 6)));
+  if (units_per_chunk > 4) units_per_chunk -= units_per_chunk % 4;
+  const int num_unit_chunks = (num_units + units_per_chunk - 1) / units_per_chunk;
+  pool.run(num_unit_chunks * num_row_blocks, [&](int chunk) {
+    const int begin = chunk % num_unit_chunks * units_per_chunk;
+    const int end = std::min(num_units, begin + units_per_chunk);
+    const int row_begin = chunk / num_unit_chunks * rows_per_chunk;
+    run_tiles(args, acts, begin * unit, end * unit, row_begin, std::min(num_rows, row_begin + rows_per_chunk));
+  });
+}
+
+void embed(const EmbedArgs& args) {
+  const WeightLayout& layout = args.layout;
+  const int k_len = layout.k_len;
+  for (int row = 0; row < args.num_rows; ++row) {
+    const int token = args.tokens[row], column = token % 16;
+    const uint8_t* tile = args.weights + size_t(token / 16) * layout.tile_bytes();
+    float* y = args.y + size_t(row) * k_len;
+    if (!layout.quantised()) {
+      for (int k = 0; k < k_len; ++k) {
+        const size_t pair = (size_t(k / 2) * 16 + column) * 2 + k % 2, at = size_t(k) * 16 + column;
+        if (layout.format == WeightFormat::kBf16) y[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(tile)[pair]);
+        if (layout.format == WeightFormat::kF16) y[k] = half_to_float(reinterpret_cast<const uint16_t*>(tile)[at]);
+        if (layout.format == WeightFormat::kF32) y[k] = reinterpret_cast<const float*>(tile)[at];
+      }
+      continue;
+    }
+    const bool four = layout.format <= WeightFormat::kQ4Offset;
+    const auto* scales = reinterpret_cast<const uint16_t*>(tile + layout.codes_bytes());
+    for (int k = 0; k < k_len; ++k) {
+      const int group = k / kGroupLen, in = k % kGroupLen;
+      int code;
+      if (four) {
+        const uint8_t both = tile[size_t(group) * 256 + in % 16 / 4 * 64 + column * 4 + in % 4];
+        code = in < 16 ? both & 15 : both >> 4;
+      } else {
+        code = tile[size_t(group) * 512 + in / 4 * 64 + column * 4 + in % 4];
+      }
+      const float scale = half_to_float(scales[group * 16 + column]);
+      float value = scale * float(code - layout.zero);
+      if (layout.has_offset()) value += half_to_float(scales[(layout.num_groups() + group) * 16 + column]);
+      y[k] = value;
+    }
+  }
+}
+
+}  // namespace strop::STROP_ISA

@@ -1,0 +1,72 @@
+// y = epilogue(norm(x) W^T + bias): the arguments, free of any framework's types.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace strop {
+
+// Packed weights are tiles of 16 output columns. A quantised tile holds, for G = K / 32 groups:
+//   codes   [G][4][16][4] bytes holding two 4-bit codes (low nibbles are k 0..15 of the group, high ones 16..31),
+//           or [G][8][16][4] 8-bit codes;
+//   scale   [G][16] half; then, when the format has one, offset [G][16] half.
+// A float tile holds [K/2][16][2] bf16, or [K][16] half or float. Tiles start at multiples of 64 bytes.
+enum class WeightFormat : int32_t { kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6 };
+
+enum class Epilogue : int32_t { kNone = 0, kResidual = 1, kSwiglu = 2 };
+
+constexpr int kTileColumns = 16;
+constexpr int kGroupLen = 32;
+
+// Always inlined: no ISA may borrow another's code.
+#define STROP_INLINE __attribute__((always_inline)) inline
+
+struct WeightLayout {
+  WeightFormat format;
+  int zero;  // subtracted from every code (8-bit formats 128 or 16, 4-bit 8 or 0)
+  int k_len;
+  int num_tiles;
+
+  STROP_INLINE bool quantised() const { return format <= WeightFormat::kQ8Offset; }
+  STROP_INLINE bool has_offset() const { return format == WeightFormat::kQ4Offset || format == WeightFormat::kQ8Offset; }
+  STROP_INLINE int num_groups() const { return k_len / kGroupLen; }
+  STROP_INLINE size_t codes_bytes() const {
+    const size_t group = format <= WeightFormat::kQ4Offset ? 256 : 512;
+    return group * num_groups();
+  }
+  STROP_INLINE size_t tile_bytes() const {
+    size_t bytes;
+    if (quantised()) {
+      bytes = codes_bytes() + size_t(num_groups()) * 32 * (has_offset() ? 2 : 1);
+    } else {
+      const size_t item = format == WeightFormat::kF32 ? 4 : 2;
+      bytes = size_t(k_len + (format == WeightFormat::kBf16 ? k_len % 2 : 0)) * kTileColumns * item;
+    }
+    return (bytes + 63) / 64 * 64;
+  }
+};
+
+struct LinearArgs {
+  const float* x;             // [num_rows, K]
+  const float* norm_weight;   // [K], or null: no RMS norm before the product
+  float norm_eps;
+  const uint8_t* weights;     // num_tiles tiles
+  WeightLayout layout;
+  const float* bias;          // [N] in the tiles' column order, or null
+  const float* residual;      // [num_rows, num_columns] for kResidual
+  Epilogue epilogue;          // kSwiglu: tiles alternate gate and up, y = silu(gate) * up
+  float* y;                   // [num_rows, num_columns]
+  int num_rows;
+  int num_columns;            // of y
+};
+
+// Row lookup in a packed [V, D] weight: y[i] = W[tokens[i]]. Tokens are checked by the caller.
+struct EmbedArgs {
+  const int32_t* tokens;
+  const uint8_t* weights;
+  WeightLayout layout;
+  float* y;  // [num_rows, K]
+  int num_rows;
+};
+
+}  // namespace strop

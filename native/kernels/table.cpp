@@ -1,0 +1,16 @@
+// The kernels of one ISA as a table; compiled once per ISA beside the kernels themselves.
+#include "kernels/kernels.h"
+
+#define STROP_STRING_(x) #x
+#define STROP_STRING(x) STROP_STRING_(x)
+
+namespace strop::STROP_ISA {
+
+void linear(const LinearArgs&);
+void embed(const EmbedArgs&);
+void attention(const AttentionArgs&);
+
+extern const Kernels kTable;
+const Kernels kTable = {STROP_STRING(STROP_ISA), linear, embed, attention};
+
+}  // namespace strop::STROP_ISA

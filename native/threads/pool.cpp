@@ -1,0 +1,138 @@
+#include "threads/pool.h"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <climits>
+#include <thread>
+
+namespace strop {
+namespace {
+
+constexpr int kSpins = 4000;                     // pauses before a worker sleeps: some tens of microseconds
+constexpr int64_t kStarvedNs = 300'000;          // waiting this long for one chunk means its thread lost its core
+constexpr int64_t kAloneMinNs = 20'000'000;      // work alone this long after that, doubling up to the maximum
+constexpr int64_t kAloneMaxNs = 320'000'000;
+
+int64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+void futex_wait(std::atomic<uint32_t>* word, uint32_t expected) {
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+}
+void futex_wake(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+}  // namespace
+
+// `claim` packs the job's number (high 32 bits), its chunk count (16) and the next chunk (16) into one word, so that a
+// late worker can never take a chunk of a job it was not called for.
+struct Pool::Shared {
+  alignas(64) std::atomic<uint64_t> claim{0};
+  alignas(64) std::atomic<uint32_t> job{0};
+  std::atomic<int> num_asleep{0};
+  alignas(64) std::atomic<int> num_done{0};
+  std::atomic<bool> busy{false};
+  Call call = nullptr;
+  const void* body = nullptr;
+};
+
+Pool& Pool::instance() {
+  static Pool* pool = new Pool;  // leaked: sleeping workers must not be joined at exit
+  return *pool;
+}
+
+Pool::Pool() : shared_(new Shared) {}
+
+void Pool::resize(int num_threads) {
+  if (num_threads < 1) num_threads = 1;
+  for (; num_workers_ < num_threads - 1; ++num_workers_) std::thread(worker_main, this, num_workers_).detach();
+  num_threads_ = num_threads;
+}
+
+void Pool::work(int64_t ticket) {
+  Shared& s = *shared_;
+  uint64_t seen = s.claim.load(std::memory_order_acquire);
+  for (;;) {
+    const uint32_t next = seen & 0xffff, count = (seen >> 16) & 0xffff;
+    if (uint32_t(seen >> 32) != uint32_t(ticket) || next >= count) return;
+    if (!s.claim.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
+    s.call(s.body, int(next));
+    s.num_done.fetch_add(1, std::memory_order_release);
+    seen = s.claim.load(std::memory_order_acquire);
+  }
+}
+
+void Pool::worker_main(Pool* pool, int index) {
+  Shared& s = *pool->shared_;
+  uint32_t last = 0;
+  for (;;) {
+    uint32_t job = s.job.load(std::memory_order_acquire);
+    for (int spin = 0; job == last && spin < kSpins; ++spin) {
+      relax();
+      job = s.job.load(std::memory_order_acquire);
+    }
+    if (job == last) {
+      s.num_asleep.fetch_add(1);
+      futex_wait(&s.job, last);
+      s.num_asleep.fetch_sub(1);
+      continue;
+    }
+    last = job;
+    if (index < pool->num_threads_ - 1) pool->work(job);
+  }
+}
+
+void Pool::run_erased(int num_chunks, Call call, const void* body) {
+  Shared& s = *shared_;
+  bool idle = false;
+  const bool alone = num_threads_ == 1 || num_chunks == 1 || num_chunks > 0xffff ||
+                     (alone_until_ns_ != 0 && now_ns() < alone_until_ns_);
+  if (alone || !s.busy.compare_exchange_strong(idle, true, std::memory_order_acquire)) {
+    for (int chunk = 0; chunk < num_chunks; ++chunk) call(body, chunk);
+    return;
+  }
+  s.call = call;
+  s.body = body;
+  s.num_done.store(0, std::memory_order_relaxed);
+  const uint32_t ticket = s.job.load(std::memory_order_relaxed) + 1;
+  s.claim.store(uint64_t(ticket) << 32 | uint64_t(num_chunks) << 16, std::memory_order_release);
+  s.job.store(ticket, std::memory_order_seq_cst);
+  if (s.num_asleep.load(std::memory_order_seq_cst) > 0) futex_wake(&s.job);
+  work(ticket);
+  int64_t start_ns = 0;
+  for (int spin = 0; s.num_done.load(std::memory_order_acquire) != num_chunks; ++spin) {
+    relax();
+    if (spin % 256 != 255) continue;
+    const int64_t now = now_ns();
+    if (start_ns == 0) start_ns = now;
+    if (now - start_ns > kStarvedNs)
+      usleep(50);
+  }
+  if (start_ns != 0 && now_ns() - start_ns > kStarvedNs) {
+    ++num_starved_;
+    alone_ns_ = alone_ns_ == 0 ? kAloneMinNs : (alone_ns_ * 2 < kAloneMaxNs ? alone_ns_ * 2 : kAloneMaxNs);
+    alone_until_ns_ = now_ns() + alone_ns_;
+  } else if (alone_ns_ != 0 && alone_until_ns_ != 0 && now_ns() > alone_until_ns_ + alone_ns_) {
+    alone_ns_ = 0;  // a quiet stretch as long as the last ban: trust the core again
+    alone_until_ns_ = 0;
+  }
+  s.busy.store(false, std::memory_order_release);
+}
+
+}  // namespace strop

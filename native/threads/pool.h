@@ -1,0 +1,45 @@
+// A fork-join pool for steps of a few microseconds.
+//
+// The caller works too and takes over chunks nobody has claimed, so a worker that lost its core costs at most the one
+// chunk it holds. Workers spin briefly, then sleep on a futex. When the caller catches itself waiting for a chunk far
+// longer than its own chunks took, it takes the worker's core for lost and works alone for a while.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace strop {
+
+class Pool {
+ public:
+  // Threads that compute, the caller included. Set once, before the first run; later calls only shrink or regrow to it.
+  static Pool& instance();
+  void resize(int num_threads);
+  int num_threads() const { return num_threads_; }
+
+  // Calls body(chunk) for every chunk in [0, num_chunks), in any order, on any thread; returns when all are done.
+  // Falls back to a plain loop when another thread is running a job or only one thread is wanted.
+  template <class Body>
+  void run(int num_chunks, const Body& body) {
+    run_erased(num_chunks, [](const void* b, int chunk) { (*static_cast<const Body*>(b))(chunk); }, &body);
+  }
+
+  int64_t num_starved() const { return num_starved_; }
+
+ private:
+  using Call = void (*)(const void*, int);
+  struct Shared;
+  Pool();
+  void run_erased(int num_chunks, Call call, const void* body);
+  void work(int64_t ticket);
+  static void worker_main(Pool* pool, int index);
+
+  int num_threads_ = 1;
+  int num_workers_ = 0;
+  int64_t num_starved_ = 0;
+  int64_t alone_until_ns_ = 0;
+  int64_t alone_ns_ = 0;
+  Shared* shared_;
+};
+
+}  // namespace strop

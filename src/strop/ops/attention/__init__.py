@@ -1,0 +1,84 @@
+"""Rotary positions, the write into the paged cache, and attention over it, as one operation."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from strop.ops.attention import cpu, reference
+from strop.ops.dispatch import Implementation, Platform, resolve
+
+_IMPLEMENTATIONS = (
+    Implementation("native", ("native",), cpu.attention, cpu.declines),
+    Implementation("reference", ("xla",), reference.attention),
+)
+
+
+class Rows(NamedTuple):
+    """What a step knows of its T token rows; all int32.
+
+    `fields` [6, T]: token id, rotary position, slot in the sequence's cache, first visible slot, one past the last
+    visible slot, row of `block_tables`. A row sees slots [lo, hi), its own included when the cache already holds it.
+    """
+
+    fields: jax.Array
+    block_tables: jax.Array
+    """[S, P] block ids; a sequence's slot s lies in block table[s // block_len] at s % block_len."""
+    counts: jax.Array
+    """[2] rows in use of T, and of the logits rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    op = "attention"
+    num_rows: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    block_len: int
+    scale: float
+
+
+def attention(
+    qkv: jax.Array,
+    cache: jax.Array | None,
+    layer: int,
+    rows: Rows,
+    rope: tuple[jax.Array, jax.Array] | None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    block_len: int,
+    platform: Platform,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
+
+    Args:
+        qkv: float32 [T, (N + 2 K) H], queries, keys and values before rotation.
+        cache: as `cache_shape` says, donated; None attends within the rows alone (training, scoring).
+        rope: cos and sin tables [positions, rotary_dim / 2], or None.
+
+    Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
+    probabilities to bf16 and sums in fixed page order; the reference rounds only to the cache's dtype.
+    """
+    rotary_dim = 0 if rope is None else 2 * int(rope[0].shape[1])
+    call = AttentionCall(qkv.shape[0], num_heads, num_kv_heads, head_dim, rotary_dim, block_len, scale)
+    return resolve(_IMPLEMENTATIONS, call, platform)(qkv, cache, layer, rows, rope, call)
+
+
+def cache_shape(
+    platform: Platform, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, block_len: int
+) -> tuple[int, ...]:
+    """Shape of the cache array of `num_layers` like layers; its dtype is bf16 on the native platform."""
+    if platform == "native":
+        return (num_layers, num_blocks, num_kv_heads, 2, block_len * head_dim)
+    return (num_layers, 2, num_blocks, block_len, num_kv_heads, head_dim)
+
+
+def cache_bytes_per_token(num_kv_heads: int, head_dim: int, item_bytes: int = 2) -> int:
+    """Bytes one token takes in one layer's cache."""
+    return int(np.prod((2, num_kv_heads, head_dim))) * item_bytes

@@ -1,0 +1,46 @@
+"""Attention by the native kernel (native/kernels/attention.cpp)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK_LEN = 32
+
+
+def declines(call: Any) -> str | None:
+    """Serves pages of 32 tokens and heads of a multiple of 16, at most 512."""
+    if call.block_len != BLOCK_LEN:
+        return f"pages hold {BLOCK_LEN} tokens, not {call.block_len}"
+    if call.head_dim % 16 or call.head_dim > 512:
+        return f"heads need a multiple of 16 up to 512 dimensions, not {call.head_dim}"
+    return None
+
+
+def attention(
+    qkv: jax.Array, cache: jax.Array | None, layer: int, rows: Any, rope: Any, call: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """See strop.ops.attention.attention."""
+    assert cache is not None, "the native kernel attends through a cache"
+    unused = jnp.zeros((1, 1), jnp.float32)
+    cos, sin = (unused, unused) if rope is None else rope
+    outs = (
+        jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
+        jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+    )
+    return jax.ffi.ffi_call("strop_attention", outs, input_output_aliases={1: 1})(
+        qkv,
+        cache,
+        rows.fields,
+        rows.block_tables,
+        cos,
+        sin,
+        rows.counts,
+        layer=np.int32(layer),
+        num_heads=np.int32(call.num_heads),
+        num_kv_heads=np.int32(call.num_kv_heads),
+        head_dim=np.int32(call.head_dim),
+        rotary_dim=np.int32(call.rotary_dim),
+        scale=np.float32(call.scale),
+    )

@@ -1,0 +1,50 @@
+"""The native library: found, loaded, its FFI targets registered with jax. Absent is a state, not an error."""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+_TARGETS = ("strop_linear", "strop_embed", "strop_attention", "strop_sample")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None without one (no compiler at install time, or a CPU that runs none of its ISAs).
+
+    `STROP_NATIVE=0` hides it, `STROP_ISA=avx2|avx512_vnni|avx512_bf16|...` forces one of its instruction sets.
+    """
+    path = Path(__file__).with_name("libstrop_native.so")
+    if os.environ.get("STROP_NATIVE") == "0" or not path.exists():
+        return None
+    lib = ctypes.CDLL(str(path))
+    lib.strop_isa.restype = ctypes.c_char_p
+    lib.strop_num_starved.restype = ctypes.c_int64
+    return lib if lib.strop_isa() else None
+
+
+@cache
+def register() -> bool:
+    """Registers the kernels with jax (once); False without the library."""
+    lib = library()
+    if lib is None:
+        return False
+    import jax
+
+    for name in _TARGETS:
+        if hasattr(lib, name):
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(lib, name)), platform="cpu")
+    return True
+
+
+def isa() -> str | None:
+    """The instruction set the kernels run on, e.g. "avx512_bf16"; None without the library."""
+    lib = library()
+    return lib.strop_isa().decode() if lib is not None else None
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Sizes the process-wide pool, the calling thread included."""
+    lib = library()
+    if lib is not None:
+        lib.strop_set_num_threads(num_threads)

@@ -1,0 +1,10 @@
+"""RMS norm in float32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x [..., D] / sqrt(mean(x^2) + eps) * weight [D]; float32 in, out and between."""
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * scale * weight.reshape((1,) * (x.ndim - 1) + (-1,))
