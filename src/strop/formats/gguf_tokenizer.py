@@ -1,0 +1,222 @@
+"""The tokenizer in a GGUF file's metadata (keys `tokenizer.*` of the GGUF specification)."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from strop.core.errors import FormatError, UnsupportedError
+from strop.formats.template import TemplateRenderer
+from strop.formats.tokenizer import BYTE_OF_CHARACTER, SpecialTokens, Tokenizer, build, end_token_ids
+
+T = TypeVar("T")
+
+# Token types of the GGUF specification.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """How text is cut into words before merging: each pattern in turn cuts the pieces that the one before it left."""
+
+    patterns: tuple[str, ...]
+    whole_words: bool = False
+    """A word that is itself in the vocabulary is taken whole, whatever the merges say."""
+    adds_bos: bool = False
+    """What holds when the file has no add_bos_token."""
+
+
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_CONTRACTIONS = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+_AFTER_NUMBERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_AFTER_NUMBERS}"
+_QWEN2_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_AFTER_NUMBERS}"
+
+_DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"))
+_GPT2 = PreTokenizer((_GPT2_WORDS,))
+_SINGLE_DIGITS = PreTokenizer((r"\p{N}", _GPT2_WORDS))
+_LLAMA3 = PreTokenizer((_LLAMA3_WORDS,), whole_words=True, adds_bos=True)
+_THREE_DIGITS = PreTokenizer((_LLAMA3_WORDS,))
+_QWEN2 = PreTokenizer((_QWEN2_WORDS,))
+
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    "default": _DEFAULT,
+    **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2", "exaone4", "jais"), _GPT2),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _SINGLE_DIGITS
+    ),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _THREE_DIGITS),
+    "glm4": replace(_THREE_DIGITS, whole_words=True),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2"), _QWEN2),
+}
+"""By the value of `tokenizer.ggml.pre`; the words are those that llama.cpp cuts."""
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any], renderer: TemplateRenderer | None = None) -> Tokenizer:
+    """The tokenizer described by `metadata` (key -> value, arrays as sequences).
+
+    FormatError if keys are missing or contradict each other; UnsupportedError for a model or pre-tokenizer not known.
+    """
+    model = metadata.get("tokenizer.ggml.model")
+    if model != "gpt2":
+        raise UnsupportedError(
+            f"tokenizer.ggml.model={model!r} is not supported; accepted: 'gpt2' (byte-level BPE). "
+            "Use a GGUF of a model with a byte-level BPE vocabulary, or its Hugging Face folder"
+        )
+    vocabulary = _Vocabulary.read(metadata)
+    pre = _pre_tokenizer(metadata)
+    backend = build("the GGUF file", lambda: _byte_level_bpe(vocabulary, _merges(metadata), pre))
+    return Tokenizer(
+        backend,
+        "byte_level",
+        _special_tokens(backend, metadata, vocabulary, pre),
+        vocab_size=len(vocabulary.texts),
+        chat_template=_optional(metadata, "tokenizer.chat_template", str),
+        renderer=renderer,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """Token texts and types by id; texts are all different."""
+
+    texts: list[str]
+    types: list[int]
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any]) -> "_Vocabulary":
+        texts = _strings(metadata, "tokenizer.ggml.tokens")
+        if not texts:
+            raise FormatError("tokenizer.ggml.tokens is empty; fetch the file again")
+        for token_id, text in enumerate(texts):
+            if not text:  # no text can produce it, but its id must stay taken
+                texts[token_id] = f"[EMPTY_{token_id}]"
+        if len(set(texts)) < len(texts):
+            seen: set[str] = set()
+            twice = next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]
+            raise FormatError(f"tokenizer.ggml.tokens holds {twice!r} twice; fetch the file again")
+        types = [NORMAL] * len(texts)
+        if metadata.get("tokenizer.ggml.token_type") is not None:
+            types = _integers(metadata, "tokenizer.ggml.token_type")
+        if len(types) != len(texts):
+            raise FormatError(
+                f"tokenizer.ggml.token_type has {len(types)} entries for {len(texts)} tokens; fetch the file again"
+            )
+        return cls(texts, types)
+
+    def token_id(self, metadata: Mapping[str, Any], name: str) -> int | None:
+        """The id at `tokenizer.ggml.{name}`, None if it is not given. FormatError out of range."""
+        key = f"tokenizer.ggml.{name}"
+        value = metadata.get(key)
+        if value is None:
+            return None
+        token_id = _integer(key, value)
+        if not 0 <= token_id < len(self.texts):
+            raise FormatError(f"{key}={token_id} is out of range: 0 to {len(self.texts) - 1}; fetch the file again")
+        return token_id
+
+
+def _byte_level_bpe(vocabulary: _Vocabulary, merges: list[tuple[str, str]], pre: PreTokenizer) -> tokenizers.Tokenizer:
+    ids = {text: token_id for token_id, text in enumerate(vocabulary.texts)}
+    # A byte that has no token is dropped, but must keep its neighbours from merging: it gets an id past the vocabulary.
+    missing = [character for character in map(chr, BYTE_OF_CHARACTER) if character not in ids]
+    ids |= {character: len(ids) + i for i, character in enumerate(missing)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre.whole_words))
+    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    added = [
+        AddedToken(text, normalized=False, special=kind != USER_DEFINED)
+        for text, kind in zip(vocabulary.texts, vocabulary.types, strict=True)
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED)
+    ]
+    backend.add_tokens(added)
+    if backend.get_vocab_size() != len(ids):
+        raise FormatError("tokenizer.ggml.tokens and tokenizer.ggml.token_type disagree; fetch the file again")
+    return backend
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    merges = []
+    for text in _strings(metadata, "tokenizer.ggml.merges"):
+        left, _, right = text.partition(" ")
+        if not left or not right or " " in right:
+            raise FormatError(f"tokenizer.ggml.merges holds {text!r}; each must be two tokens with one space between")
+        merges.append((left, right))
+    return merges
+
+
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
+    name = _optional(metadata, "tokenizer.ggml.pre", str) or "default"
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedError(
+            f"tokenizer.ggml.pre={name!r} is not supported; accepted: {', '.join(sorted(PRE_TOKENIZERS))}. "
+            "Use the model's Hugging Face folder instead"
+        )
+    return PRE_TOKENIZERS[name]
+
+
+def _special_tokens(
+    backend: tokenizers.Tokenizer, metadata: Mapping[str, Any], vocabulary: _Vocabulary, pre: PreTokenizer
+) -> SpecialTokens:
+    ids = {name: vocabulary.token_id(metadata, f"{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
+    ids["unk"] = vocabulary.token_id(metadata, "unknown_token_id")
+    ids["pad"] = vocabulary.token_id(metadata, "padding_token_id")
+    add_bos = _optional(metadata, "tokenizer.ggml.add_bos_token", bool)
+    bos, eos = ids["bos"], ids["eos"]
+    adds_bos = pre.adds_bos if add_bos is None else add_bos
+    adds_eos = bool(_optional(metadata, "tokenizer.ggml.add_eos_token", bool))
+    for wanted, token_id, name in ((adds_bos, bos, "bos"), (adds_eos, eos, "eos")):
+        if wanted and token_id is None:
+            raise FormatError(f"tokenizer.ggml.add_{name}_token is set, but tokenizer.ggml.{name}_token_id is missing")
+    return SpecialTokens(
+        bos_id=bos,
+        eos_ids=end_token_ids(backend, (i for i in (eos, ids["eot"], ids["eom"]) if i is not None)),
+        prefix_ids=(bos,) if adds_bos and bos is not None else (),
+        suffix_ids=(eos,) if adds_eos and eos is not None else (),
+        template_names=tuple(
+            (f"{name}_token", vocabulary.texts[i])
+            for name in ("bos", "eos", "unk", "pad")
+            if (i := ids[name]) is not None
+        ),
+    )
+
+
+def _optional(metadata: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise FormatError(f"{key} must be of type {kind.__name__}, not {type(value).__name__}; fetch the file again")
+    return value
+
+
+def _sequence(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
+    value = metadata.get(key)
+    if value is None:
+        raise FormatError(f"{key} is missing; fetch the file again, or use the model's Hugging Face folder")
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+        raise FormatError(f"{key} must be an array, not {type(value).__name__}; fetch the file again")
+    return value  # type: ignore[no-any-return]
+
+
+def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
+    values = list(_sequence(metadata, key))
+    if not all(isinstance(value, str) for value in values):
+        raise FormatError(f"{key} must hold strings only; fetch the file again")
+    return values
+
+
+def _integers(metadata: Mapping[str, Any], key: str) -> list[int]:
+    return [_integer(key, value) for value in _sequence(metadata, key)]
+
+
+def _integer(key: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise FormatError(f"{key} must hold integers, not {type(value).__name__}; fetch the file again") from None

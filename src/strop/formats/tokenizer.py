@@ -1,0 +1,342 @@
+"""Text to token ids and back, over the `tokenizers` library; from a Hugging Face folder or (gguf_tokenizer) a GGUF."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import tokenizers
+
+from strop.core.config import MIB
+from strop.core.errors import FormatError, RequestError, UnsupportedError
+from strop.formats.template import TemplateRenderer, replace_surrogates
+
+ByteCoding = Literal["byte_level", "metaspace"]
+"""How a vocabulary spells bytes: as GPT-2's 256 printable characters, or as text with `▁` for space and `<0xNN>`."""
+
+MAX_CONFIG_BYTES = 64 * MIB
+
+# Control tokens that end a turn or a document, whichever of them a file names as its end of sequence.
+END_TOKENS = frozenset(
+    {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>"}
+    | {"<end_of_turn>", "<end_of_utterance>", "</s>", "<eos>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"}
+)
+
+
+def _byte_level_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each byte: itself where Latin-1 prints, else the next one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(printable)]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+BYTE_OF_CHARACTER = {ord(character): byte for byte, character in _byte_level_alphabet().items()}
+_ADDED_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Which ids frame a text and which end an answer."""
+
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    prefix_ids: tuple[int, ...] = ()
+    """Put before a text when `add_special`."""
+    suffix_ids: tuple[int, ...] = ()
+    """Put after a text when `add_special`."""
+    template_names: tuple[tuple[str, str], ...] = ()
+    """Names a chat template may use, such as ("bos_token", "<s>")."""
+
+
+class Tokenizer:
+    """One vocabulary with its special tokens and chat template. Safe to use from several threads.
+
+    Ids of `backend` from `vocab_size` on are stand-ins that never leave this class.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        byte_coding: ByteCoding,
+        special: SpecialTokens,
+        *,
+        vocab_size: int | None = None,
+        strips_leading_space: bool = False,
+        chat_template: str | None = None,
+        renderer: TemplateRenderer | None = None,
+    ) -> None:
+        self._backend = backend
+        self._byte_coding = byte_coding
+        self._strips_leading_space = strips_leading_space
+        self._special = special
+        self._added = backend.get_added_tokens_decoder()
+        self._token_bytes: dict[int, bytes] = {}
+        self._renderer = renderer or TemplateRenderer()
+        self.chat_template = chat_template
+        num_backend_ids = _num_ids(backend)
+        self.vocab_size = num_backend_ids if vocab_size is None else vocab_size
+        self._drops_ids = self.vocab_size < num_backend_ids
+        self.special_ids = frozenset(token_id for token_id, token in self._added.items() if token.special)
+        self.bos_id = special.bos_id
+        self.eos_ids = special.eos_ids
+
+    def encode(self, text: str, add_special: bool = True, *, allow_special: bool = True) -> list[int]:
+        """Token ids of `text`; lone surrogates count as U+FFFD. Bytes that the vocabulary cannot spell are dropped, as
+        in llama.cpp (SmolLM2 lacks some control characters).
+
+        `add_special` frames it as the model expects (bos, eos). Without `allow_special` the names of control tokens in
+        `text` are plain text (for input that must not steer the model); user-defined tokens are always recognised.
+        """
+        backend = self._backend if allow_special else self._literal_backend
+        ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
+        if self._drops_ids:
+            ids = [token_id for token_id in ids if token_id < self.vocab_size]
+        if add_special:
+            return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False, *, continuation: bool = False) -> str:
+        """Text of `ids`, incomplete UTF-8 as U+FFFD. RequestError for an id out of range.
+
+        A vocabulary that puts a space before every text has it taken off again, unless `continuation`: then `ids`
+        follow other tokens, and the space is part of the text.
+        """
+        skipped = self.special_ids if skip_special else frozenset[int]()
+        data = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
+        text = data.decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._strips_leading_space and not continuation else text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes `token_id` adds to a text, b"" for an unused id. RequestError out of range."""
+        known = self._token_bytes.get(token_id)
+        if known is None:
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(f"token id {token_id} is out of range: 0 to {self.vocab_size - 1}")
+            known = self._token_bytes[token_id] = self._spell(token_id)
+        return known
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt text for `messages`, special tokens included: encode it with `add_special=False`.
+
+        RequestError if the model has no chat template or the template refuses; see TemplateRenderer.render.
+        """
+        if self.chat_template is None:
+            raise RequestError("this model has no chat template; send a plain prompt, or use an instruct model")
+        names = {"tools": None, "documents": None, **dict(self._special.template_names), **variables}
+        return self._renderer.render(
+            self.chat_template, {**names, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        )
+
+    def start_renderer(self) -> None:
+        """Begin starting the process that renders chat templates, so that the first one need not wait for it."""
+        if self.chat_template is not None:
+            self._renderer.start()
+
+    def close(self) -> None:
+        """Stop the process that renders chat templates."""
+        self._renderer.close()
+
+    @functools.cached_property
+    def _literal_backend(self) -> tokenizers.Tokenizer:
+        # The switch is a state of the object, so a shared one would race between threads.
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
+
+    def _spell(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            content: str = self._added[token_id].content
+            return content.encode()
+        text = self._backend.id_to_token(token_id)
+        if text is None:
+            return b""
+        if self._byte_coding == "byte_level":
+            try:
+                return bytes(BYTE_OF_CHARACTER[ord(character)] for character in text)
+            except KeyError:
+                return bytes(text.encode())
+        if match := _BYTE_TOKEN.fullmatch(text):
+            return bytes([int(match[1], 16)])
+        return bytes(text.replace("▁", " ").encode())
+
+
+def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None = None) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, and if there tokenizer_config.json,
+    generation_config.json, chat_template.jinja. FormatError for damaged files, UnsupportedError for a decoder that is
+    not byte-exact."""
+    folder = Path(folder)
+    backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_json(folder / "tokenizer_config.json")
+    _add_missing_tokens(backend, config)
+    byte_coding, strips_leading_space = _byte_coding(backend)
+    return Tokenizer(
+        backend,
+        byte_coding,
+        _special_tokens(backend, config, _read_json(folder / "generation_config.json")),
+        strips_leading_space=strips_leading_space,
+        chat_template=_chat_template(folder, config),
+        renderer=renderer,
+    )
+
+
+def build(name: str, make: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
+    """`make()`, with whatever the library raises (also a panic, which is no Exception) as FormatError."""
+    try:
+        return make()
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise FormatError(f"{name} does not hold a usable tokenizer: {error}; fetch the model again") from None
+        raise
+
+
+def end_token_ids(backend: tokenizers.Tokenizer, known_ids: Iterable[int]) -> frozenset[int]:
+    """`known_ids` and the control tokens whose names say that they end a turn or a document."""
+    ids = set(known_ids)
+    ids |= {
+        i for i, token in backend.get_added_tokens_decoder().items() if token.special and token.content in END_TOKENS
+    }
+    names = {backend.id_to_token(token_id): token_id for token_id in ids}
+    if {"<|return|>", "<|call|>"} <= names.keys():
+        ids.discard(names.get("<|end|>", -1))  # in this chat format it closes a message, and the turn goes on
+    return frozenset(ids)
+
+
+def _num_ids(backend: tokenizers.Tokenizer) -> int:
+    """Largest id + 1: added tokens may leave gaps."""
+    size: int = backend.get_vocab_size(with_added_tokens=True)
+    if size and backend.id_to_token(size - 1) is None:
+        return max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    return size
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, or {} if there is no such file."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise FormatError(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes; fetch the model again")
+        value = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{path.name} is not JSON: {error}; fetch the model again") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path.name} holds a {type(value).__name__}, not an object; fetch the model again")
+    return value
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Tokens that only tokenizer_config.json lists, at the ids it gives them."""
+    listed = config.get("added_tokens_decoder") or {}
+    try:
+        by_id = sorted((int(token_id), dict(spec)) for token_id, spec in listed.items())
+        for token_id, spec in by_id:
+            if backend.token_to_id(spec["content"]) is None:
+                flags = {flag: bool(spec.get(flag)) for flag in _ADDED_TOKEN_FLAGS}
+                backend.add_tokens([tokenizers.AddedToken(spec["content"], **flags)])
+            if backend.token_to_id(spec["content"]) != token_id:
+                raise FormatError(
+                    f"tokenizer_config.json gives {spec['content']!r} id {token_id}, tokenizer.json gives it "
+                    f"{backend.token_to_id(spec['content'])}; fetch the model again"
+                )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(
+            f"tokenizer_config.json: added_tokens_decoder is malformed ({error}); fetch it again"
+        ) from None
+
+
+def _byte_coding(backend: tokenizers.Tokenizer) -> tuple[ByteCoding, bool]:
+    """How tokens spell bytes, and whether decoding takes off one leading space; from the decoder in tokenizer.json."""
+    decoder: Any = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {"type": None}
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    kinds = {step["type"] for step in steps}
+    if kinds == {"ByteLevel"}:
+        return "byte_level", False
+    replaces = [step for step in steps if step["type"] == "Replace"]
+    if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"} and all(
+        (step["pattern"], step["content"]) == ({"String": "▁"}, " ") for step in replaces
+    ):
+        strips = [step for step in steps if step["type"] == "Strip"]
+        if all((step["content"], step["start"], step["stop"]) == (" ", 1, 0) for step in strips) and len(strips) <= 1:
+            return "metaspace", bool(strips)
+    if kinds <= {"Metaspace", "ByteFallback", "Fuse"} and "Metaspace" in kinds:
+        spaces = [step for step in steps if step["type"] == "Metaspace"]
+        if all(step["replacement"] == "▁" for step in spaces):
+            return "metaspace", any(step.get("prepend_scheme") != "never" for step in spaces)
+    raise UnsupportedError(
+        f"tokenizer.json has decoder {decoder!r}; Strop takes ByteLevel, or the SentencePiece kinds (Metaspace, or "
+        "Replace of '▁' with ByteFallback, Fuse, Strip), whose text is exact to the byte"
+    )
+
+
+def _special_tokens(
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], generation: Mapping[str, Any]
+) -> SpecialTokens:
+    names = {
+        name: text
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+        if (text := _token_text(name, config.get(name))) is not None
+    }
+    bos_id, eos_id = (
+        _token_id(backend, name, names[name]) if name in names else None for name in ("bos_token", "eos_token")
+    )
+    ids = [] if eos_id is None else [eos_id]
+    listed = generation.get("eos_token_id")
+    for token_id in listed if isinstance(listed, list) else [] if listed is None else [listed]:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise FormatError(f"generation_config.json: eos_token_id={listed!r} must be one token id or a list of them")
+        ids.append(token_id)
+    prefix_ids, suffix_ids = _frame(backend)
+    if config.get("add_bos_token") is not None and bos_id is not None:
+        prefix_ids = (bos_id,) if config["add_bos_token"] else tuple(i for i in prefix_ids if i != bos_id)
+    if config.get("add_eos_token") is not None and eos_id is not None:
+        suffix_ids = (eos_id,) if config["add_eos_token"] else tuple(i for i in suffix_ids if i != eos_id)
+    return SpecialTokens(bos_id, end_token_ids(backend, ids), prefix_ids, suffix_ids, tuple(names.items()))
+
+
+def _frame(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the post-processor of tokenizer.json puts before and after a text."""
+    bare = backend.encode("a", add_special_tokens=False).ids
+    framed = backend.encode("a", add_special_tokens=True).ids
+    for start in range(len(framed) - len(bare) + 1):
+        if bare and framed[start : start + len(bare)] == bare:
+            return tuple(framed[:start]), tuple(framed[start + len(bare) :])
+    raise UnsupportedError("tokenizer.json has a post_processor that does more than frame a text with special tokens")
+
+
+def _token_text(name: str, value: Any) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise FormatError(f"tokenizer_config.json: {name}={value!r} must be a string or an object with `content`")
+    return text
+
+
+def _token_id(backend: tokenizers.Tokenizer, name: str, text: str) -> int:
+    token_id: int | None = backend.token_to_id(text)
+    if token_id is None:
+        raise FormatError(f"tokenizer_config.json: {name}={text!r} is not in the vocabulary; fetch the model again")
+    return token_id
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else `chat_template` of tokenizer_config.json: a text, or a list with a `default` one."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise FormatError(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes; fetch the model again")
+        return path.read_text(encoding="utf-8", errors="replace")
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise FormatError("tokenizer_config.json: chat_template must be a text or a list of named texts")
+    return value
