@@ -1,0 +1,243 @@
+"""The portable artifact: a folder with a model's canonical values, for any machine.
+
+`strop.json` (version, spec, tensor table, SHA-256 of every other file, receipt, provenance), `weights*.safetensors`
+(dense tensors as they are; a quantised one as `NAME.codes`, `NAME.scale` and perhaps `NAME.offset`, 4-bit codes two to a
+byte, the even column in the low half), and the tokenizer's files.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from strop.core.errors import CapacityError, FormatError, UnsupportedError
+from strop.formats.hf import SafetensorsFile, read_json
+from strop.formats.source_hash import file_hash, files_hash
+from strop.formats.values import DENSE_DTYPES, GROUP_LEN, GroupQuantized, TensorInfo, TensorValue
+
+MANIFEST = "strop.json"
+VERSION = 1
+SHARD_BYTES = 2 << 30
+_DENSE_NAMES = {dtype: name for name, dtype in DENSE_DTYPES.items()}
+
+
+def write_artifact(
+    folder: str | Path,
+    spec: Mapping[str, Any],
+    tensors: Iterable[tuple[str, TensorValue]],
+    *,
+    files: Mapping[str, bytes] | None = None,
+    receipt: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a new artifact; it appears under its name whole or not at all. Holds at most one shard in memory.
+
+    `spec` is the model spec as JSON (`spec_to_json`), `files` the tokenizer's and template's files by name.
+    Raises UnsupportedError when `folder` exists and CapacityError when the disk is full.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UnsupportedError(f"{folder}: exists already; an artifact is written to a new folder: remove or rename it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        table = _write_weights(part, tensors, shard_bytes)
+        for name, content in (files or {}).items():
+            if name != Path(name).name or name == MANIFEST or name.endswith(".safetensors"):
+                raise ValueError(f"{name!r} cannot be a file of an artifact")
+            (part / name).write_bytes(content)
+        hashes = {path.name: file_hash(path) for path in sorted(part.iterdir())}
+        manifest = {
+            "version": VERSION,
+            "spec": spec,
+            "tensors": table,
+            "sha256": hashes,
+            "receipt": receipt,
+            "provenance": provenance,
+        }
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), "utf-8")
+        for path in part.iterdir():
+            _sync(path)
+        part.chmod(0o755)
+        os.rename(part, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        free_bytes = shutil.disk_usage(folder.parent).free
+        raise CapacityError(
+            f"{folder}: cannot be written ({error.strerror}; {free_bytes} bytes free): make room or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_weights(
+    part: Path, tensors: Iterable[tuple[str, TensorValue]], shard_bytes: int
+) -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    shard: dict[str, np.ndarray] = {}
+    num_shards = 1
+
+    def file_name() -> str:
+        return "weights.safetensors" if num_shards == 1 else f"weights-{num_shards}.safetensors"
+
+    for name, value in tensors:
+        if name in table:
+            raise ValueError(f"the tensor {name!r} is given twice")
+        if shard and sum(array.nbytes for array in shard.values()) >= shard_bytes:
+            _save(shard, part / file_name())
+            shard, num_shards = {}, num_shards + 1
+        entry: dict[str, Any] = {"file": file_name(), "shape": list(value.shape)}
+        if isinstance(value, GroupQuantized):
+            entry |= {"format": "group", "bits": value.bits, "zero": value.zero, "offset": value.offset is not None}
+            shard[f"{name}.codes"] = _pack_nibbles(value.codes) if value.bits == 4 else value.codes
+            shard[f"{name}.scale"] = value.scale
+            if value.offset is not None:
+                shard[f"{name}.offset"] = value.offset
+        else:
+            entry["format"] = _DENSE_NAMES[value.dtype]
+            shard[name] = value
+        table[name] = entry
+    _save(shard, part / file_name())
+    return table
+
+
+def _save(shard: Mapping[str, np.ndarray], path: Path) -> None:
+    save_file({name: np.ascontiguousarray(array) for name, array in shard.items()}, path)
+
+
+def _sync(path: Path) -> None:
+    file_descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file_descriptor)
+    finally:
+        os.close(file_descriptor)
+
+
+def _pack_nibbles(codes: np.ndarray) -> np.ndarray:
+    packed: np.ndarray = codes[:, 0::2] | codes[:, 1::2] << 4
+    return packed
+
+
+def _unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
+    np.bitwise_and(packed, 0x0F, out=codes[:, 0::2])
+    np.right_shift(packed, 4, out=codes[:, 1::2])
+    return codes
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A quantised tensor's line in the table."""
+
+    bits: int
+    zero: int
+    has_offset: bool
+
+
+class ArtifactCheckpoint:
+    """An artifact folder. Raises FormatError when the table and the weight files disagree in any way."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        manifest = read_json(self.path / MANIFEST)
+        if manifest.get("version") != VERSION:
+            raise UnsupportedError(
+                f"{self.path}: artifact version {manifest.get('version')!r}; version {VERSION} is read: make it again, or"
+                " use the Strop that made it"
+            )
+        self.spec: dict[str, Any] = self._object(manifest, "spec")
+        """The model spec as JSON; `load_spec` turns it into a ModelSpec."""
+        self.receipt: dict[str, Any] | None = manifest.get("receipt")
+        self.provenance: dict[str, Any] | None = manifest.get("provenance")
+        self._hashes = self._object(manifest, "sha256")
+        for name in self._hashes:
+            if name != Path(name).name or not (self.path / name).is_file():
+                raise FormatError(f"{self.path}: the file {name!r} of its table is missing; copy the artifact again")
+        self._files = {
+            name: SafetensorsFile(self.path / name) for name in self._hashes if name.endswith(".safetensors")
+        }
+        self._file_of: dict[str, SafetensorsFile] = {}
+        self._groups: dict[str, _Group] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, entry in self._object(manifest, "tensors").items():
+            try:
+                self._enter(name, entry)
+            except (LookupError, TypeError, ValueError) as error:
+                raise FormatError(f"{self.path}: bad entry for the tensor {name!r} ({error}); copy it again") from error
+
+    def _object(self, manifest: dict[str, Any], key: str) -> dict[str, Any]:
+        content = manifest.get(key)
+        if not isinstance(content, dict):
+            raise FormatError(f"{self.path}: {MANIFEST} has no object {key!r}; copy the artifact again")
+        return content
+
+    def _enter(self, name: str, entry: dict[str, Any]) -> None:
+        file = self._files[entry["file"]]
+        shape = tuple(entry["shape"])
+        self._file_of[name] = file
+        if entry["format"] in DENSE_DTYPES:
+            self._expect(file, name, shape, entry["format"])
+            self.tensors[name] = TensorInfo(name, shape, entry["format"], file.tensors[name].num_bytes)
+            return
+        if entry["format"] != "group":
+            raise ValueError(f"format {entry['format']!r} is none of {', '.join(DENSE_DTYPES)}, group")
+        bits, zero = int(entry["bits"]), int(entry["zero"])
+        if bits not in (4, 5, 8) or not 0 <= zero < 1 << bits:
+            raise ValueError(f"bits={bits}, zero={zero}")
+        rows, columns = shape
+        if columns % GROUP_LEN:
+            raise ValueError(f"rows of {columns} weights are not whole groups of {GROUP_LEN}")
+        parts = {"codes": ((rows, columns // 2 if bits == 4 else columns), "U8")}
+        parts |= {part: ((rows, columns // GROUP_LEN), "F16") for part in ("scale", "offset")[: 1 + entry["offset"]]}
+        for part, (part_shape, kind) in parts.items():
+            self._expect(file, f"{name}.{part}", part_shape, kind)
+        num_bytes = sum(file.tensors[f"{name}.{part}"].num_bytes for part in parts)
+        self._groups[name] = _Group(bits, zero, "offset" in parts)
+        self.tensors[name] = TensorInfo(name, shape, f"group{bits}", num_bytes)
+
+    @staticmethod
+    def _expect(file: SafetensorsFile, name: str, shape: tuple[int, ...], kind: str) -> None:
+        info = file.tensors[name]
+        if (info.shape, info.format) != (shape, kind):
+            raise ValueError(f"{name} is {info.format} {info.shape}, the table says {kind} {shape}")
+
+    def read(self, name: str) -> TensorValue:
+        """The canonical value. Raises FormatError when codes exceed the range of their bits."""
+        file = self._file_of[name]
+        group = self._groups.get(name)
+        if group is None:
+            return file.read(name)
+        codes = file.read(f"{name}.codes")
+        if group.bits == 4:
+            codes = _unpack_nibbles(codes)
+        elif group.bits < 8 and codes.size and codes.max() >= 1 << group.bits:
+            raise FormatError(f"{self.path}: the tensor {name!r} has codes above {group.bits} bits; copy it again")
+        offset = file.read(f"{name}.offset") if group.has_offset else None
+        return GroupQuantized(codes, file.read(f"{name}.scale"), offset, group.zero, group.bits)
+
+    def files(self) -> dict[str, Path]:
+        """The tokenizer's and template's files, by name."""
+        return {name: self.path / name for name in self._hashes if name not in self._files}
+
+    def verify(self) -> None:
+        """Compares every file with the SHA-256 in the table (remembered: see `file_hash`). Raises FormatError."""
+        for name, expected in self._hashes.items():
+            found = file_hash(self.path / name)
+            if found != expected:
+                raise FormatError(
+                    f"{self.path / name}: its SHA-256 is {found}, the table says {expected}: the file was changed or"
+                    " damaged, copy the artifact again"
+                )
+
+    def source_hash(self) -> str:
+        """Hex SHA-256 over the table and the verified weights. Raises FormatError when they do not match the table."""
+        self.verify()
+        return files_hash([self.path / MANIFEST, *(file.path for file in self._files.values())])

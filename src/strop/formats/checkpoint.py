@@ -1,0 +1,86 @@
+"""A checkpoint is anything that lists named tensors and can read one: GGUF file, Hugging Face folder, our artifact."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from strop.core.errors import FormatError, UnsupportedError
+from strop.formats.artifact import MANIFEST, ArtifactCheckpoint
+from strop.formats.gguf import MAGIC, GGUFCheckpoint
+from strop.formats.hf import HFCheckpoint, download
+from strop.formats.values import TensorInfo, TensorValue
+
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+
+
+class Checkpoint(Protocol):
+    """What loading needs of a model file or folder."""
+
+    path: Path
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor the checkpoint holds, by its own name for it."""
+
+    def read(self, name: str) -> TensorValue:
+        """The exact value of one tensor."""
+
+    def source_hash(self) -> str:
+        """Hex SHA-256 that changes whenever config or weights change."""
+
+
+AnyCheckpoint = GGUFCheckpoint | HFCheckpoint | ArtifactCheckpoint
+
+
+def open_checkpoint(model: str | Path) -> AnyCheckpoint:
+    """Opens a GGUF file, an artifact folder, a Hugging Face folder, a folder with one GGUF file, or a Hub id `org/name`.
+
+    Raises FormatError or UnsupportedError that says what was found instead and what to do.
+    """
+    path = Path(model).expanduser()
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if path.exists():
+            return _open_file(path)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from error
+    if _HUB_ID.fullmatch(str(model)) and not str(model).endswith((".gguf", ".safetensors")):
+        return _open_folder(download(str(model)))
+    raise FormatError(
+        f"{model}: no such file or folder; pass a GGUF file, a folder with config.json and model.safetensors, an artifact"
+        " folder, or a Hub id such as org/name"
+    )
+
+
+def _open_file(path: Path) -> AnyCheckpoint:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == MAGIC or path.suffix == ".gguf":
+        return GGUFCheckpoint(path)
+    if path.name in ("config.json", "model.safetensors", "model.safetensors.index.json", MANIFEST):
+        raise UnsupportedError(f"{path}: one file of a model folder: pass the folder, {path.parent}")
+    raise UnsupportedError(f"{path}: not a GGUF file (it starts with {start!r}); a single file must be GGUF")
+
+
+def _open_folder(path: Path) -> AnyCheckpoint:
+    if (path / MANIFEST).is_file():
+        return ArtifactCheckpoint(path)
+    if (path / "config.json").is_file():
+        return HFCheckpoint(path)
+    if (path / "adapter_config.json").is_file():
+        raise UnsupportedError(
+            f"{path}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft) and"
+            " save that"
+        )
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return GGUFCheckpoint(files[0])
+    if files:
+        names = ", ".join(file.name for file in files[:8])
+        raise UnsupportedError(f"{path}: holds {len(files)} GGUF files ({names}): pass the path of one of them")
+    raise FormatError(
+        f"{path}: a folder without a model: neither {MANIFEST}, config.json nor a .gguf file is in it; pass the folder"
+        " that holds them"
+    )
