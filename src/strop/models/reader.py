@@ -1,0 +1,152 @@
+"""Checkpoint -> ModelSpec, and its tensors as canonical parameters: renamed, re-ordered, checked."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from strop.core.errors import FormatError, UnsupportedError
+from strop.formats.artifact import ArtifactCheckpoint
+from strop.formats.checkpoint import AnyCheckpoint
+from strop.formats.gguf import GGUFCheckpoint
+from strop.formats.hf import HFCheckpoint
+from strop.formats.values import DENSE_DTYPES, GroupQuantized, TensorValue, dense
+from strop.models.from_gguf import ROPE_FACTORS, family_from_gguf, spec_from_gguf
+from strop.models.from_hf import family_from_hf, spec_from_hf
+from strop.models.names import GGUF_NAMES, HF_NAMES, NameMap
+from strop.models.params import ParamInfo, check_spec, inventory
+from strop.models.spec import ModelSpec
+
+
+def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
+    """The spec as JSON-ready data."""
+    data: dict[str, Any] = msgspec.to_builtins(spec)
+    return data
+
+
+def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
+    """The inverse of `spec_to_json`. Raises UnsupportedError when the data is no spec this version knows."""
+    try:
+        spec = msgspec.convert(data, ModelSpec)
+    except msgspec.ValidationError as error:
+        raise UnsupportedError(f"the artifact's spec is not one this Strop knows ({error}): make it again") from error
+    if msgspec.json.decode(msgspec.json.encode(spec)) != msgspec.json.decode(msgspec.json.encode(data)):
+        raise UnsupportedError("the artifact's spec has keys this Strop does not know: use the Strop that made it")
+    return check_spec(spec)
+
+
+def load_spec(checkpoint: AnyCheckpoint) -> ModelSpec:
+    """The network a checkpoint describes. Raises UnsupportedError naming what Strop cannot do, FormatError for damage."""
+    if isinstance(checkpoint, ArtifactCheckpoint):
+        return spec_from_json(checkpoint.spec)
+    if isinstance(checkpoint, HFCheckpoint):
+        return spec_from_hf(checkpoint.config)
+    family_from_gguf(checkpoint.metadata)
+    factors = dense(checkpoint.read(ROPE_FACTORS)) if ROPE_FACTORS in checkpoint.tensors else None
+    return spec_from_gguf(checkpoint.metadata, checkpoint.tensors, factors)
+
+
+class ParameterReader:
+    """Reads parameters by path, as `inventory(spec)` lists them, whatever the checkpoint calls and orders them.
+
+    Opening checks names, shapes and formats of all tensors, reading checks the numbers. Raises FormatError for missing
+    tensors and wrong shapes, UnsupportedError for tensors the spec has no place for; both name every one of them.
+    """
+
+    def __init__(self, checkpoint: AnyCheckpoint, spec: ModelSpec) -> None:
+        self.checkpoint, self.spec = checkpoint, spec
+        self.inventory: dict[str, ParamInfo] = inventory(spec)
+        self._names = _name_map(checkpoint)
+        self._tensor_names = {path: self._tensor_name(path) for path in self.inventory}
+        self._check_names()
+        self._check_infos()
+
+    def _tensor_name(self, path: str) -> str:
+        return path if self._names is None else self._names.tensor_name(path)
+
+    def _check_names(self) -> None:
+        present = self.checkpoint.tensors
+        missing = [name for name in self._tensor_names.values() if name not in present]
+        if missing:
+            raise FormatError(
+                f"{self.checkpoint.path}: tensors are missing: {', '.join(missing)}; the file is incomplete or its config"
+                " belongs to another model: download it again"
+            )
+        wanted = set(self._tensor_names.values())
+        unexpected = [
+            name for name in present if name not in wanted and not (self._names and self._names.is_ignored(name))
+        ]
+        if self.spec.tied_embeddings and self._names is not None and self._names.names["head"] in unexpected:
+            self._check_tied_head(self._names.names["head"])
+            unexpected.remove(self._names.names["head"])
+        if unexpected:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: tensors that a model with this config does not have: {', '.join(unexpected)};"
+                " ignoring them would change its answers: use a checkpoint of a supported model"
+            )
+
+    def _check_tied_head(self, head_name: str) -> None:
+        """Old files store a tied head a second time; that is harmless only if it is the same matrix."""
+        embed_name = self._tensor_names["embed"]
+        head, embed = self.checkpoint.read(head_name), self.checkpoint.read(embed_name)
+        if head.shape != embed.shape or not np.array_equal(dense(head), dense(embed)):
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: the config ties the head to the embedding, yet {head_name!r} and {embed_name!r}"
+                " differ: set tie_word_embeddings to what the model was trained with"
+            )
+
+    def _check_infos(self) -> None:
+        for path, name in self._tensor_names.items():
+            expected, info = self.inventory[path], self.checkpoint.tensors[name]
+            if info.shape != expected.shape:
+                axes = " x ".join(expected.axes)
+                raise FormatError(
+                    f"{self.checkpoint.path}: the tensor {name!r} has shape {info.shape}, expected {expected.shape} ({axes});"
+                    " the file is damaged or its config belongs to another model"
+                )
+            if isinstance(self.checkpoint, HFCheckpoint) and info.format not in DENSE_DTYPES:
+                raise UnsupportedError(
+                    f"{self.checkpoint.path}: the tensor {name!r} has dtype {info.format}; supported are"
+                    f" {', '.join(DENSE_DTYPES)}: use an unquantised checkpoint, or a GGUF file"
+                )
+
+    def read(self, path: str) -> TensorValue:
+        """The parameter's exact value. Raises FormatError when it, or one of its scales, is not finite."""
+        name = self._tensor_names[path]
+        value = self.checkpoint.read(name)
+        parts = (value.scale, value.offset) if isinstance(value, GroupQuantized) else (value,)
+        for part in parts:
+            if part is not None and not np.isfinite(part).all():
+                raise FormatError(
+                    f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download it"
+                    " again"
+                )
+        if self._names is not None and self._names.adjacent_rotary_pairs:
+            return self._with_halves_apart(path, value)
+        return value
+
+    def read_all(self) -> Iterable[tuple[str, TensorValue]]:
+        """(path, value) of every parameter, one at a time."""
+        for path in self.inventory:
+            yield path, self.read(path)
+
+    def _with_halves_apart(self, path: str, value: TensorValue) -> TensorValue:
+        """Undoes the row order of GGUF's llama converter: rows (2j, 2j + 1) of a head become (j, j + H // 2)."""
+        role = path.rpartition(".")[2]
+        if role not in ("q", "k", "q_bias", "k_bias"):
+            return value
+        attention = self.spec.layers[int(path.split(".")[1])].attention
+        num_heads = attention.num_heads if role.startswith("q") else attention.num_kv_heads
+        rows = np.arange(num_heads * attention.head_dim)
+        order = rows.reshape(num_heads, attention.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+        return value.take_rows(order) if isinstance(value, GroupQuantized) else value[order]
+
+
+def _name_map(checkpoint: AnyCheckpoint) -> NameMap | None:
+    """The checkpoint's naming; None for an artifact, which uses parameter paths."""
+    if isinstance(checkpoint, GGUFCheckpoint):
+        return GGUF_NAMES[family_from_gguf(checkpoint.metadata)]
+    if isinstance(checkpoint, HFCheckpoint):
+        return HF_NAMES[family_from_hf(checkpoint.config)]
+    return None
