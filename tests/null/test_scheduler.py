@@ -369,6 +369,40 @@ def test_aborting_the_leader_hands_the_prompt_to_another_choice() -> None:
         eng.check_answer(r, index)
 
 
+@pytest.mark.parametrize(("num_steps", "order"), [(0, ["other", "r", "r"]), (1, ["r", "r", "other"])])
+def test_the_heir_of_a_running_leader_goes_first_and_of_a_waiting_one_last(num_steps: int, order: list[str]) -> None:
+    eng = engine(max_num_seqs=1, max_step_tokens=8)
+    eng.scheduler.add(request("r", range(20), n=3, max_tokens=2))
+    eng.scheduler.add(request("other", (1, 2), max_tokens=2))
+    for _ in range(num_steps):
+        eng.step()
+    eng.scheduler.abort("r", 0)
+    eng.drain(30)
+    assert [name for name, _ in eng.finished] == order
+
+
+def test_the_kept_prompt_goes_when_the_last_fork_has_started() -> None:
+    eng = engine(prefix_cache=False)
+    eng.scheduler.add(request("r", range(14), n=2, max_tokens=9, ignore_eos=False))
+    for token_id, num_held in (
+        (EOS, 4),
+        (5, 4),
+    ):  # the leader ends at once: its prompt stays, then only the fork's copy
+        plan = eng.scheduler.schedule()
+        assert plan is not None
+        eng.scheduler.commit(plan, [[token_id]])
+        assert eng.scheduler.pool.num_usable - eng.scheduler.num_free_blocks == num_held
+    eng.scheduler.check()
+
+
+def test_admission_leaves_room_to_grow() -> None:
+    eng = engine(num_blocks=7, max_context_len=24, prefix_cache=False)
+    eng.scheduler.add(request("a", range(8), max_tokens=4))
+    eng.scheduler.add(request("b", range(16), max_tokens=1))  # 4 blocks, and exactly 4 are free
+    eng.drain(20)
+    assert eng.scheduler.num_preemptions == 0 and eng.max_rows == 1
+
+
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 6])
 def test_abort_at_any_stage_frees_everything_and_twice_is_harmless(num_steps: int) -> None:
     eng = engine(max_step_tokens=16, max_num_seqs=2)
@@ -438,17 +472,45 @@ def test_atomic_spans_are_never_split() -> None:
     eng.step()
     spans = ((2, 6), (7, 17), (17, 24))
     eng.scheduler.add(request("r", range(30), max_tokens=3, n=2), spans)
-    eng.scheduler.add(request("later", (9, 9), max_tokens=3))
+    eng.scheduler.add(request("later", range(30), max_tokens=3))
+    eng.scheduler.add(request("again", range(30), max_tokens=3), spans)
     chunks: dict[int, list[tuple[int, int]]] = {}
     while (plan := eng.step()) is not None:
         for row in plan.rows:
             chunks.setdefault(row.seq_id, []).append((row.start, row.start + row.count))
-    for seq_id in (1, 2):
+    for seq_id in (1, 2, 4):
         for start, end in chunks[seq_id]:
             for lo, hi in spans:
                 assert end <= lo or hi <= start or (start <= lo and hi <= end), (start, end)
-    assert eng.scheduler.num_prefix_hit_tokens == 0 == eng.num_copies
-    assert len(eng.finished) == 4
+    assert eng.scheduler.num_prefix_hit_tokens == 0 == eng.num_copies  # though all four prompts are the same
+    assert len(eng.finished) == 5
+    eng.scheduler.add(request("plain", range(30), max_tokens=3))
+    eng.drain(10)
+    assert eng.finished["plain", 0].num_cached_tokens == 28  # from "later"
+    eng.scheduler.add(request("once more", range(30), max_tokens=3), spans)
+    eng.drain(10)
+    assert eng.finished["once more", 0].num_cached_tokens == 0
+
+
+def test_a_long_chunk_leaves_a_token_for_everyone_behind_it() -> None:
+    eng = engine(max_step_tokens=10)
+    eng.scheduler.add(request("long", range(40), max_tokens=2), ((4, 14),))
+    eng.scheduler.add(request("later", (9, 9), max_tokens=5))
+    rows = []
+    while (plan := eng.step()) is not None:
+        rows.append({row.seq_id: row.count for row in plan.rows})
+    assert rows[0] == {0: 4, 1: 2}
+    assert all(1 in row for row in rows[:5])
+
+
+def test_an_atomic_span_gets_its_turn_under_endless_arrivals() -> None:
+    eng = engine(max_step_tokens=8)
+    eng.scheduler.add(request("first", (1,), max_tokens=9))
+    eng.scheduler.add(request("r", range(12), max_tokens=2), ((2, 10),))
+    for i in range(40):
+        eng.scheduler.add(request(f"r{i}", (i, i), max_tokens=6))
+        eng.step()
+    assert ("r", 0) in eng.finished
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class Scheduler:
         self.num_prefix_hit_tokens = 0
         self._max_context_len = config.max_context_len
         self._max_step_tokens = config.max_step_tokens
-        self._max_running = min(config.max_num_seqs, config.max_step_tokens)  # each must get a token per step
+        self._max_num_seqs = config.max_num_seqs
         self._block_len = config.block_len
         self._eos_token_ids = frozenset(eos_token_ids)
         self._distinct_roles = distinct_roles
@@ -145,7 +145,7 @@ class Scheduler:
                 atomic_spans=atomic_spans,
             )
             self._sequences[seq.seq_id] = choices.live[index] = seq
-            if index == 0 or atomic_spans:
+            if index == 0:
                 self._waiting[seq.seq_id] = seq
             else:
                 choices.unforked[seq.seq_id] = seq
@@ -189,7 +189,7 @@ class Scheduler:
                 break
             budget -= end - start
             rows.append(_row(seq, start, end))
-        while may_admit and budget and self._waiting and len(self._running) < self._max_running:
+        while may_admit and budget and self._waiting and len(self._running) < self._max_num_seqs:
             seq = next(iter(self._waiting.values()))
             if not self._admit(seq, budget, copies):
                 break
@@ -246,7 +246,10 @@ class Scheduler:
         self.pool.forget()
 
     def check(self) -> None:
-        """Raise ValueError unless block counts and tables agree. For tests: O(num_blocks)."""
+        """Raise ValueError unless block counts, tables and states agree. For tests: O(num_blocks)."""
+        for seq in self._sequences.values():
+            if seq.state is State.WAITING and (seq.block_table or seq.num_computed_tokens):
+                raise ValueError(f"sequence {seq.seq_id} waits, but has something in the cache")
         tables = [seq.block_table for seq in self._sequences.values()]
         self.pool.check([*tables, *(choices.held_blocks for choices in self._requests.values())])
 
