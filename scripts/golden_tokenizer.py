@@ -5,6 +5,8 @@ Needs `pip install xllamacpp==2026.10.11549` (llama.cpp prebuilt), best in an en
     python scripts/golden_tokenizer.py MODEL.gguf tests/golden/tokenizer_smollm2.json
 """
 
+# ruff: noqa: RUF001, SIM905  (characters that look like others are the point; words read better in a row)
+
 import argparse
 import importlib.metadata
 import itertools

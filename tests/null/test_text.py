@@ -77,7 +77,9 @@ TEXTS = st.lists(
     st.sampled_from(["hello", " wor", "é", "😀", "日本", "a", "b", "ab", "aab", "<|end|>", "<note é>", "\ufffd", "\n"])
 ).map("".join)
 BROKEN_IDS = st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=6)
-IDS = st.lists(st.one_of(TEXTS.map(ids_of), BROKEN_IDS), max_size=6).map(lambda parts: sum(parts, []))
+IDS = st.lists(st.one_of(TEXTS.map(ids_of), BROKEN_IDS), max_size=6).map(
+    lambda parts: [token_id for part in parts for token_id in part]
+)
 STOPS = st.lists(st.text(st.sampled_from("abhelo wé😀\ufffd日<>|"), min_size=1, max_size=5), max_size=4)
 
 
@@ -103,7 +105,7 @@ def cases(draw: st.DrawFn) -> tuple[SamplingParams, list[list[int]]]:
 @example((SamplingParams(stop=("\ufffd",)), [ids_of("é")[:1], [2 + 0xC2]]))
 def test_any_chunking_gives_the_naive_text(case: tuple[SamplingParams, list[list[int]]]) -> None:
     params, chunks = case
-    ids = sum(chunks, [])
+    ids = [token_id for chunk in chunks for token_id in chunk]
     text, stop, num_used = naive(params, ids)
     deltas = stream(params, chunks)
     assert "".join(delta.text for delta in deltas) == text
@@ -127,17 +129,21 @@ def test_a_character_waits_for_its_last_byte() -> None:
 
 
 def test_stop_string_ends_the_choice_and_later_events_are_ignored() -> None:
-    detokenizer = StreamDetokenizer(TOKENIZER, SamplingParams(stop="lo w", n=2))
+    detokenizer = StreamDetokenizer(TOKENIZER, SamplingParams(stop=("lo w",), n=2))
     first = TokenEvent("r", 0, tuple(ids_of("hello")))
     second = TokenEvent("r", 0, tuple(ids_of(" world")), num_cached_tokens=7)
-    assert (delta := detokenizer.push(first)) is not None and (delta.text, delta.finish_reason) == ("hel", None)
+    delta = detokenizer.push(first)
+    assert delta is not None
+    assert (delta.text, delta.finish_reason) == ("hel", None)
     delta = detokenizer.push(second)
-    assert delta is not None and must_abort(second, delta)
+    assert delta is not None
+    assert must_abort(second, delta)
     assert (delta.text, delta.finish_reason, delta.stop_reason, delta.num_cached_tokens) == ("", "stop", "lo w", 7)
     assert delta.token_ids == second.token_ids[:1]
     assert detokenizer.push(TokenEvent("r", 0, (), finish_reason="abort")) is None
     other = detokenizer.push(dataclasses.replace(second, index=1))
-    assert other is not None and other.text == " world"
+    assert other is not None
+    assert other.text == " world"
 
 
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
@@ -173,7 +179,7 @@ def test_prompts_of_every_kind() -> None:
     finally:
         framed.close()
     assert chat == tuple(ids_of("<|start|>user\nhello<|end|>\n<|start|>assistant\n"))
-    assert chat.count(0) == 2 and chat.count(1) == 1  # control tokens were recognised
+    assert (chat.count(0), chat.count(1)) == (2, 1)  # control tokens were recognised
 
 
 @pytest.mark.parametrize(

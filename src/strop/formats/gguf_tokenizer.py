@@ -1,6 +1,7 @@
 """The tokenizer in a GGUF file's metadata (keys `tokenizer.*` of the GGUF specification)."""
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -96,8 +97,7 @@ class _Vocabulary:
             if not text:  # no text can produce it, but its id must stay taken
                 texts[token_id] = f"[EMPTY_{token_id}]"
         if len(set(texts)) < len(texts):
-            seen: set[str] = set()
-            twice = next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]
+            twice = next(text for text, count in Counter(texts).items() if count > 1)
             raise FormatError(f"tokenizer.ggml.tokens holds {twice!r} twice; fetch the file again")
         types = [NORMAL] * len(texts)
         if metadata.get("tokenizer.ggml.token_type") is not None:
@@ -201,7 +201,7 @@ def _sequence(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
         raise FormatError(f"{key} is missing; fetch the file again, or use the model's Hugging Face folder")
     if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
         raise FormatError(f"{key} must be an array, not {type(value).__name__}; fetch the file again")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:

@@ -22,25 +22,28 @@ import msgspec
 MAX_MESSAGE_CHARS = 500
 
 
-class OutputTooLong(Exception):
+class OutputTooLongError(Exception):
     """The rendered text passed its limit."""
 
 
 class GenerationBlock(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's part for training masks; rendering passes its body through."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The nodes between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def raise_exception(message: Any) -> NoReturn:
+    """How a template refuses messages."""
     raise jinja2.exceptions.TemplateRuntimeError(str(message))
 
 
 def strftime_now(format: str) -> str:
+    """The local time in `format`."""
     return datetime.now().strftime(format)
 
 
@@ -75,7 +78,7 @@ def render(env: jinja2.Environment, source: str, variables: dict[str, Any], max_
         data = piece.encode("utf-8", "surrogatepass")
         num_bytes += len(data)
         if num_bytes > max_output_bytes:
-            raise OutputTooLong(f"its output is longer than {max_output_bytes} bytes")
+            raise OutputTooLongError(f"its output is longer than {max_output_bytes} bytes")
         pieces.append(data)
     return b"".join(pieces)
 
@@ -88,7 +91,7 @@ def answer(env: jinja2.Environment, request: dict[str, Any]) -> dict[str, Any]:
         return failure("syntax", f"line {error.lineno}: {error.message}")
     except jinja2.exceptions.SecurityError as error:
         return failure("unsafe", str(error))
-    except OutputTooLong as error:
+    except OutputTooLongError as error:
         return failure("too_long", str(error))
     except MemoryError:
         return failure("memory", "it needs too much memory")
@@ -101,6 +104,7 @@ def answer(env: jinja2.Environment, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def failure(kind: str, message: str) -> dict[str, Any]:
+    """An error reply; `message` cut to a readable length."""
     printable = message.encode("utf-8", "backslashreplace").decode()
     return {"error": kind, "message": printable[:MAX_MESSAGE_CHARS]}
 
@@ -114,6 +118,7 @@ def read_exactly(num_bytes: int) -> bytes:
 
 
 def write_frame(message: dict[str, Any]) -> None:
+    """Send one message to the parent."""
     body = msgspec.msgpack.encode(message)
     sys.stdout.buffer.write(len(body).to_bytes(4, "little"))
     sys.stdout.buffer.write(body)
@@ -121,11 +126,13 @@ def write_frame(message: dict[str, Any]) -> None:
 
 
 def limit(kind: int, soft: int) -> None:
+    """Set a soft resource limit, within the hard one."""
     _, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def main() -> None:
+    """Answer requests until stdin ends. Arguments: memory limit in bytes, processor time per request in seconds."""
     memory_bytes, cpu_s = (int(argument) for argument in sys.argv[1:3])
     limit(resource.RLIMIT_AS, memory_bytes)
     limit(resource.RLIMIT_CORE, 0)

@@ -23,7 +23,7 @@ MAX_CONFIG_BYTES = 64 * MIB
 # Control tokens that end a turn or a document, whichever of them a file names as its end of sequence.
 END_TOKENS = frozenset(
     {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>"}
-    | {"<end_of_turn>", "<end_of_utterance>", "</s>", "<eos>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"}
+    | {"<end_of_turn>", "<end_of_utterance>", "</s>", "<eos>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"}  # noqa: RUF001
 )
 
 
