@@ -1,8 +1,8 @@
 """The portable artifact: a folder with a model's canonical values, for any machine.
 
 `strop.json` (version, spec, tensor table, SHA-256 of every other file, receipt, provenance), `weights*.safetensors`
-(dense tensors as they are; a quantised one as `NAME.codes`, `NAME.scale` and perhaps `NAME.offset`, 4-bit codes two to a
-byte, the even column in the low half), and the tokenizer's files.
+(dense tensors as they are; a quantised one as `NAME.codes`, `NAME.scale` and perhaps `NAME.offset`, 4-bit codes two to
+a byte, the even column in the low half), and the tokenizer's files.
 """
 
 import json
@@ -72,7 +72,8 @@ def write_artifact(
     except OSError as error:
         free_bytes = shutil.disk_usage(folder.parent).free
         raise CapacityError(
-            f"{folder}: cannot be written ({error.strerror}; {free_bytes} bytes free): make room or choose another place"
+            f"{folder}: cannot be written ({error.strerror}; {free_bytes} bytes free): make room or choose"
+            " another place"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -150,8 +151,8 @@ class ArtifactCheckpoint:
         manifest = read_json(self.path / MANIFEST)
         if manifest.get("version") != VERSION:
             raise UnsupportedError(
-                f"{self.path}: artifact version {manifest.get('version')!r}; version {VERSION} is read: make it again, or"
-                " use the Strop that made it"
+                f"{self.path}: artifact version {manifest.get('version')!r}; version {VERSION} is read: make it again,"
+                " or use the Strop that made it"
             )
         self.spec: dict[str, Any] = self._object(manifest, "spec")
         """The model spec as JSON; `load_spec` turns it into a ModelSpec."""

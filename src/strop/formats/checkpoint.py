@@ -34,7 +34,7 @@ AnyCheckpoint = GGUFCheckpoint | HFCheckpoint | ArtifactCheckpoint
 
 
 def open_checkpoint(model: str | Path) -> AnyCheckpoint:
-    """Opens a GGUF file, an artifact folder, a Hugging Face folder, a folder with one GGUF file, or a Hub id `org/name`.
+    """Opens a GGUF file, an artifact, a Hugging Face folder, a folder with one GGUF file, or a Hub id `org/name`.
 
     Raises FormatError or UnsupportedError that says what was found instead and what to do.
     """
@@ -49,8 +49,8 @@ def open_checkpoint(model: str | Path) -> AnyCheckpoint:
     if _HUB_ID.fullmatch(str(model)) and not str(model).endswith((".gguf", ".safetensors")):
         return _open_folder(download(str(model)))
     raise FormatError(
-        f"{model}: no such file or folder; pass a GGUF file, a folder with config.json and model.safetensors, an artifact"
-        " folder, or a Hub id such as org/name"
+        f"{model}: no such file or folder; pass a GGUF file, a folder with config.json and model.safetensors, an"
+        " artifact folder, or a Hub id such as org/name"
     )
 
 

@@ -1,7 +1,7 @@
 """GGUF v2 and v3 files: a bounded parser over a memory map.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count and length is compared with the bytes that
-are left in the file before anything is allocated for it.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count and length is compared with the bytes
+that are left in the file before anything is allocated for it.
 """
 
 import mmap
@@ -272,8 +272,8 @@ class _Header:
             self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {GROUP_LEN}")
         if len(shape) != 2:
             raise UnsupportedError(
-                f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2 are"
-                " read: use a dense file"
+                f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2"
+                " are read: use a dense file"
             )
         return num_elements // GROUP_LEN * BLOCK_FORMATS[format_name].block_bytes
 

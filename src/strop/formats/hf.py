@@ -128,8 +128,8 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
 def _no_weights(folder: Path) -> StropError:
     if (folder / "adapter_config.json").is_file():
         return UnsupportedError(
-            f"{folder}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft) and"
-            " save that"
+            f"{folder}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft)"
+            " and save that"
         )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickles:

@@ -1,7 +1,8 @@
 """The pack cache: weights in the layout one instruction set wants, written once, then memory-mapped. Disposable.
 
-One file per key. Layout: a 64-byte preamble, data from byte 4096 on, then a JSON header (names, dtypes, shapes, offsets,
-key) whose place, length and SHA-256 the preamble gives. Deleting the directory only costs the next start its packing.
+One file per key. Layout: a 64-byte preamble, data from byte 4096 on, then a JSON header (names, dtypes, shapes,
+offsets, key) whose place, length and SHA-256 the preamble gives. Deleting the directory only costs the next start its
+packing.
 """
 
 import contextlib
@@ -150,7 +151,7 @@ class PackWriter:
 
 
 class PackFile:
-    """A finished pack, mapped read-only: `pack[name]` is a view (64-byte aligned, no copy) valid as long as it lives."""
+    """A finished pack, mapped read-only: `pack[name]` is a 64-byte aligned view, no copy, that keeps the map alive."""
 
     def __init__(self, file_descriptor: int, key: str) -> None:
         """Raises ValueError when the file is not a whole, undamaged pack for `key`."""
@@ -204,11 +205,11 @@ class PackCache:
     def open_or_build(self, key: str, build: Callable[[PackWriter], None], *, expected_bytes: int = 0) -> PackFile:
         """The pack for `key`, built first if it is absent or damaged.
 
-        `key` must name all that the packed bytes depend on (source hash, layout version, instruction set). Processes that
-        ask for the same key at once build it once. `expected_bytes` (optional) claims that much disk at the start, so that
-        a disk too small fails before any work. A directory that cannot be written costs packing at every start: the
-        pack is then built in anonymous memory, with a logged warning. Raises CapacityError when the disk is full, and
-        whatever `build` raises; nothing is left behind then.
+        `key` must name all that the packed bytes depend on (source hash, layout version, instruction set). Processes
+        that ask for the same key at once build it once. `expected_bytes` (optional) claims that much disk at the start,
+        so that a disk too small fails before any work. A directory that cannot be written costs packing at every start:
+        the pack is then built in anonymous memory, with a logged warning. Raises CapacityError when the disk is full,
+        and whatever `build` raises; nothing is left behind then.
         """
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = self.directory / f"{name}.pack"

@@ -19,8 +19,8 @@ def file_hash(path: Path) -> str:
     """Hex SHA-256 of the whole file.
 
     The result is remembered beside the packs, under the file's real path, device, inode, size, modification time and
-    change time (both in ns). Any write moves the change time, which no ordinary program can set back, so an edit in place
-    is seen even if it keeps size and modification time.
+    change time (both in ns). Any write moves the change time, which no ordinary program can set back, so an edit in
+    place is seen even if it keeps size and modification time.
     """
     real_path = path.resolve()
     with real_path.open("rb") as file:

@@ -62,6 +62,7 @@ class GroupQuantized:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, K)."""
         rows, columns = self.codes.shape
         return rows, columns
 
@@ -103,6 +104,7 @@ class BlockFormat:
 
     @property
     def block_bytes(self) -> int:
+        """Bytes of one block."""
         fifth_bits_bytes = GROUP_LEN // 8 if self.bits == 5 else 0
         code_bytes = GROUP_LEN if self.bits == 8 else GROUP_LEN // 2
         return 2 + 2 * self.has_offset + fifth_bits_bytes + code_bytes

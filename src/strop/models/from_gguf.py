@@ -184,6 +184,7 @@ def _rope(keys: _Metadata, head_dim: int, factors: np.ndarray | None) -> Rope:
         return Rope(theta, head_dim, None if factor == 1.0 else (1.0 / factor,) * (head_dim // 2))
     if factors.shape != (head_dim // 2,) or not (np.isfinite(factors) & (factors > 0)).all():
         raise UnsupportedError(
-            f"the tensor {ROPE_FACTORS!r} has shape {factors.shape}; accepted are {head_dim // 2} finite numbers above 0"
+            f"the tensor {ROPE_FACTORS!r} has shape {factors.shape}; accepted are {head_dim // 2} finite numbers"
+            " above 0"
         )
     return Rope(theta, head_dim, tuple(1.0 / (float(item) * factor) for item in factors))

@@ -14,14 +14,14 @@ from strop.models.spec import Attention, GatedMlp, LayerSpec, ModelSpec, RmsNorm
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 
-_PROVENANCE = """transformers_version torch_dtype dtype _name_or_path name_or_path transformers.js_config is_llama_config
-    initializer_range use_cache attention_dropout pretraining_tp _attn_implementation attn_implementation torchscript
-    _attn_implementation_autoset use_bfloat16 chunk_size_feed_forward output_attentions output_hidden_states return_dict
-    tf_legacy_loss"""
+_PROVENANCE = """transformers_version torch_dtype dtype _name_or_path name_or_path transformers.js_config
+    is_llama_config initializer_range use_cache attention_dropout pretraining_tp _attn_implementation
+    attn_implementation torchscript _attn_implementation_autoset use_bfloat16 chunk_size_feed_forward output_attentions
+    output_hidden_states return_dict tf_legacy_loss"""
 _TOKENS = "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix"
-_GENERATION = """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
-    top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
+_GENERATION = """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
+    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
     remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"""
 _CLASSIFICATION = "id2label label2id num_labels finetuning_task task_specific_params problem_type"
 _HARMLESS = frozenset(f"{_PROVENANCE} {_TOKENS} {_GENERATION} {_CLASSIFICATION}".split())
@@ -110,7 +110,7 @@ def family_from_hf(config: Mapping[str, Any]) -> str:
     """The family's name for the name map. Raises UnsupportedError for other architectures."""
     checked = _Config(config)
     architectures = checked.get("architectures", [])
-    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in FAMILIES:
+    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in tuple(FAMILIES):
         raise checked.refuse("architectures", " or ".join(f"[{name!r}]" for name in FAMILIES))
     family = FAMILIES[architectures[0]]
     checked.require("model_type", (family,))
@@ -165,8 +165,8 @@ def _windows(checked: _Config, family: str, num_layers: int) -> list[int | None]
     """Window per layer. Qwen2 slides in layers from `max_window_layers` on, or where `layer_types` says so."""
     kinds = checked.get("layer_types")
     if kinds is not None:
-        known = isinstance(kinds, list) and set(kinds) <= {"full_attention", "sliding_attention"}
-        if not known or len(kinds) != num_layers:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != num_layers or any(kind not in known for kind in kinds):
             raise checked.refuse("layer_types", f"{num_layers} of 'full_attention' or 'sliding_attention'")
     if family == "llama":
         if kinds and "sliding_attention" in kinds:
@@ -188,7 +188,7 @@ def _windows(checked: _Config, family: str, num_layers: int) -> list[int | None]
 
 
 def _rope(checked: _Config, head_dim: int) -> Rope:
-    """Rotary positions from `rope_theta` and `rope_scaling`, or from `rope_parameters` (transformers 5) that joins them."""
+    """Rotary positions from `rope_theta` and `rope_scaling`, or `rope_parameters` that joins them (transformers 5)."""
     old, new = checked.table("rope_scaling"), checked.table("rope_parameters")
     if old and new and dict(new) | dict(old) != dict(new):
         raise checked.refuse("rope_scaling", "the same numbers as in rope_parameters")
@@ -237,8 +237,8 @@ def llama3_inv_freq_scale(
     """
     if not low_freq_factor < high_freq_factor:
         raise UnsupportedError(
-            f"the model's config has low_freq_factor={low_freq_factor} and high_freq_factor={high_freq_factor}; accepted is"
-            " the first below the second: check the config"
+            f"the model's config has low_freq_factor={low_freq_factor} and high_freq_factor={high_freq_factor};"
+            " accepted is the first below the second: check the config"
         )
     scales = []
     for i in range(rotary_dim // 2):

@@ -70,6 +70,7 @@ class NameMap:
         return self.names[f"layers.{{i}}.{layer[2]}"].replace("{i}", layer[1])
 
     def is_ignored(self, tensor_name: str) -> bool:
+        """Whether a tensor that the inventory does not ask for is harmless."""
         return any(re.fullmatch(pattern, tensor_name) for pattern in self.ignored)
 
 

@@ -37,7 +37,7 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
 
 
 def load_spec(checkpoint: AnyCheckpoint) -> ModelSpec:
-    """The network a checkpoint describes. Raises UnsupportedError naming what Strop cannot do, FormatError for damage."""
+    """The network a checkpoint describes. Raises UnsupportedError naming what Strop cannot do."""
     if isinstance(checkpoint, ArtifactCheckpoint):
         return spec_from_json(checkpoint.spec)
     if isinstance(checkpoint, HFCheckpoint):
@@ -58,11 +58,12 @@ class ParameterReader:
         self.checkpoint, self.spec = checkpoint, spec
         self.inventory: dict[str, ParamInfo] = inventory(spec)
         self._names = _name_map(checkpoint)
-        self._tensor_names = {path: self._tensor_name(path) for path in self.inventory}
+        self._tensor_names = {path: self.tensor_name(path) for path in self.inventory}
         self._check_names()
         self._check_infos()
 
-    def _tensor_name(self, path: str) -> str:
+    def tensor_name(self, path: str) -> str:
+        """The checkpoint's own name of a parameter."""
         return path if self._names is None else self._names.tensor_name(path)
 
     def _check_names(self) -> None:
@@ -70,8 +71,8 @@ class ParameterReader:
         missing = [name for name in self._tensor_names.values() if name not in present]
         if missing:
             raise FormatError(
-                f"{self.checkpoint.path}: tensors are missing: {', '.join(missing)}; the file is incomplete or its config"
-                " belongs to another model: download it again"
+                f"{self.checkpoint.path}: tensors are missing: {', '.join(missing)}; the file is incomplete or its"
+                " config belongs to another model: download it again"
             )
         wanted = set(self._tensor_names.values())
         unexpected = [
@@ -92,8 +93,8 @@ class ParameterReader:
         head, embed = self.checkpoint.read(head_name), self.checkpoint.read(embed_name)
         if head.shape != embed.shape or not np.array_equal(dense(head), dense(embed)):
             raise UnsupportedError(
-                f"{self.checkpoint.path}: the config ties the head to the embedding, yet {head_name!r} and {embed_name!r}"
-                " differ: set tie_word_embeddings to what the model was trained with"
+                f"{self.checkpoint.path}: the config ties the head to the embedding, yet {head_name!r} and"
+                f" {embed_name!r} differ: set tie_word_embeddings to what the model was trained with"
             )
 
     def _check_infos(self) -> None:
@@ -102,8 +103,8 @@ class ParameterReader:
             if info.shape != expected.shape:
                 axes = " x ".join(expected.axes)
                 raise FormatError(
-                    f"{self.checkpoint.path}: the tensor {name!r} has shape {info.shape}, expected {expected.shape} ({axes});"
-                    " the file is damaged or its config belongs to another model"
+                    f"{self.checkpoint.path}: the tensor {name!r} has shape {info.shape}, expected {expected.shape}"
+                    f" ({axes}); the file is damaged or its config belongs to another model"
                 )
             if isinstance(self.checkpoint, HFCheckpoint) and info.format not in DENSE_DTYPES:
                 raise UnsupportedError(
@@ -119,8 +120,8 @@ class ParameterReader:
         for part in parts:
             if part is not None and not np.isfinite(part).all():
                 raise FormatError(
-                    f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download it"
-                    " again"
+                    f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
+                    " it again"
                 )
         if self._names is not None and self._names.adjacent_rotary_pairs:
             return self._with_halves_apart(path, value)
