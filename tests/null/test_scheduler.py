@@ -492,6 +492,15 @@ def test_atomic_spans_are_never_split() -> None:
     assert eng.finished["once more", 0].num_cached_tokens == 0
 
 
+def test_blocks_of_an_atomic_span_are_not_published() -> None:
+    eng = engine()
+    eng.scheduler.add(request("spans", range(30), max_tokens=3), ((2, 6),))
+    eng.drain(10)
+    eng.scheduler.add(request("plain", range(30), max_tokens=3))
+    eng.drain(10)
+    assert eng.finished["plain", 0].num_cached_tokens == 0
+
+
 def test_a_long_chunk_leaves_a_token_for_everyone_behind_it() -> None:
     eng = engine(max_step_tokens=10)
     eng.scheduler.add(request("long", range(40), max_tokens=2), ((4, 14),))
