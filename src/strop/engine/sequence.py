@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from strop.core.request import Request, SamplingParams
 
@@ -43,6 +44,8 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)
     """Keys of the full blocks, as far as anyone asked; they depend on tokens only and outlive preemption."""
     num_published_blocks: int = 0
+    sample_row: Any = None
+    """What the sampler keeps about this sequence between steps; the scheduler never looks."""
 
     @property
     def request(self) -> Request:
