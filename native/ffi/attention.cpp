@@ -58,8 +58,15 @@ ffi::Error attention(ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::BF16> cache, ff
   return ffi::Error::Success();
 }
 
+// An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
+// not write.
+ffi::Error allocate(ffi::ResultBuffer<ffi::BF16>) { return ffi::Error::Success(); }
+
 }  // namespace
 }  // namespace strop
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_allocate, strop::allocate,
+                              xla::ffi::Ffi::Bind().Ret<xla::ffi::Buffer<xla::ffi::BF16>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_attention, strop::attention, xla::ffi::Ffi::Bind()
     .Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::BF16>>().Arg<xla::ffi::Buffer<xla::ffi::S32>>()

@@ -29,20 +29,22 @@ struct Candidate {
 const Candidate kCandidates[] = {
     {&avx512_bf16::kTable, runs_avx512_bf16}, {&avx512_vnni::kTable, runs_avx512_vnni}, {&avx2::kTable, runs_avx2}};
 
-const Kernels* pick() {
+// The best this machine runs, or the one called `name`; null if there is none.
+const Kernels* find(const char* name) {
   __builtin_cpu_init();
-  const char* forced = std::getenv("STROP_ISA");
   for (const Candidate& c : kCandidates)
-    if (c.runs() && (forced == nullptr || *forced == 0 || std::strcmp(forced, c.table->isa) == 0)) return c.table;
+    if (c.runs() && (name == nullptr || *name == 0 || std::strcmp(name, c.table->isa) == 0)) return c.table;
   return nullptr;
+}
+
+const Kernels*& selected() {
+  static const Kernels* table = find(std::getenv("STROP_ISA"));
+  return table;
 }
 
 }  // namespace
 
-const Kernels* kernels_or_null() {
-  static const Kernels* table = pick();
-  return table;
-}
+const Kernels* kernels_or_null() { return selected(); }
 
 const Kernels& kernels() { return *kernels_or_null(); }
 
@@ -54,5 +56,12 @@ extern "C" {
 const char* strop_isa() {
   const strop::Kernels* table = strop::kernels_or_null();
   return table == nullptr ? "" : table->isa;
+}
+
+// Switches to the ISA called `name`, between steps only; 0 when this machine does not run it.
+int strop_select_isa(const char* name) {
+  const strop::Kernels* table = strop::find(name);
+  if (table != nullptr) strop::selected() = table;
+  return table != nullptr;
 }
 }

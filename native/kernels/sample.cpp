@@ -20,11 +20,13 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kFloatMax = std::numeric_limits<float>::max();
 constexpr float kMinTemperature = 1e-5f;
-constexpr float kMaxGumbel = 22.2f;  // -log(2^-32) and some slack
 constexpr int kBandTokens = 512;  // so few that sorting them costs less than another sweep
 
 enum { kTemperature, kTopP, kMinP, kRepetition, kPresence, kFrequency, kNumFloats };
 enum { kTopK, kSeedLo, kSeedHi, kPosition, kNumInts };
+
+// A loop with a call in it is not vectorised, so these are inlined whatever their size.
+#define STROP_INLINE inline __attribute__((always_inline))
 
 inline int32_t bits_of(float x) {
   int32_t bits;
@@ -43,6 +45,8 @@ inline int32_t ordered(float x) {
 }
 inline float value_of_order(int32_t order) { return float_of(order < 0 ? int32_t(0x80000000u - uint32_t(order)) : order); }
 inline float smaller(float a, float b) { return a < b ? a : b; }
+// Bounds inside long formulas are on integers: of a float compared with a constant the compiler makes a branch.
+inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 // Sorts by descending value, then ascending token id. A type of this file's own: the std algorithms over it stay in
 // this translation unit, and code for one ISA can never be linked into another's.
@@ -55,8 +59,8 @@ inline uint32_t id_of(Key key) { return uint32_t(key.v); }
 inline float value_of(Key key) { return value_of_order(int32_t(uint32_t(key.v >> 32) ^ 0x7fffffffu)); }
 
 // e^x for x <= 0 (Cephes); below -87 it stays at 1.6e-38, which no sum here feels.
-inline float exp_nonpositive(float x) {
-  const float bounded = x < -87.0f ? -87.0f : x;
+STROP_INLINE float exp_nonpositive(float x) {
+  const float bounded = float_of(int32_t(smaller(uint32_t(bits_of(x)), 0xc2ae0000u)));  // the bits of -87
   const float shifted = bounded * 1.44269504f + 12582912.0f;  // the sum's low bits are the nearest integer
   const float n = shifted - 12582912.0f;
   const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -71,7 +75,7 @@ inline float exp_nonpositive(float x) {
 }
 
 // Natural logarithm of a positive normal float (Cephes).
-inline float log_positive(float x) {
+STROP_INLINE float log_positive(float x) {
   const int32_t bits = bits_of(x);
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;  // x = m 2^exponent, sqrt(1/2) <= m < sqrt(2)
   const float m = float_of(bits - (exponent << 23)) - 1.0f;
@@ -102,16 +106,16 @@ struct Draw {
   static uint32_t chain(uint32_t constant, const uint32_t* ints) {
     return mix(mix(mix(constant ^ ints[kSeedLo]) ^ ints[kSeedHi]) ^ ints[kPosition]);
   }
-  float gumbel(uint32_t token) const {
-    const uint32_t hashed = mix(mix(token ^ first) + second);
-    // Bounded as an integer, by the largest that rounds to 1 - 2^-24: a float bound would make a branch of it.
-    const int32_t half = std::min(int32_t(hashed >> 1), int32_t(0x7fffffbf));
-    const float v = (float(half) + 0.5f) * 0x1p-31f;
-    const float w = 1.0f - v;
-    const float lost = v - (1.0f - w);  // log1p: what rounding took from w
-    return -log_positive(lost - log_positive(w));
-  }
+  // 31 random bits of a token; the smaller they are, the larger its noise.
+  STROP_INLINE int32_t half(uint32_t token) const { return int32_t(mix(mix(token ^ first) + second) >> 1); }
 };
+STROP_INLINE float gumbel_of(int32_t half) {
+  const uint32_t bounded = smaller(uint32_t(half), 0x7fffffbfu);  // the largest that rounds to 2^31 (1 - 2^-24)
+  const float v = (float(int32_t(bounded)) + 0.5f) * 0x1p-31f;
+  const float w = 1.0f - v;
+  const float lost = v - (1.0f - w);  // log1p: what rounding took from w
+  return -log_positive(lost - log_positive(w));
+}
 
 struct Largest {
   int32_t order;  // `ordered` value
@@ -220,7 +224,7 @@ Key last_needed(const Key* keys, int count, const float* probability, double mas
 Key find_top_p(const float* z, const float* probability, int n, float total, float top_p, Key* keys) {
   const float target = top_p * total;
   const auto mass_from = [&](float least) {
-    return sum_lanes(n, [&](int i) { return z[i] >= least ? probability[i] : 0.0f; });
+    return sum_lanes(n, [&](int i) { return float_of(bits_of(probability[i]) & -int32_t(z[i] >= least)); });
   };
   const auto count_from = [&](float least) {
     int32_t count = 0;
@@ -249,37 +253,29 @@ Key find_top_p(const float* z, const float* probability, int n, float total, flo
   return last_needed(keys, count, probability, mass_hi, target);
 }
 
-// Largest z + gumbel among the tokens up to `last` in key order and from `floor` up.
+// Largest z + gumbel among the tokens up to `last` in key order and from `floor` up. z is padded with -inf to kBlock.
 int32_t draw(const float* z, int n, const Draw& noise, Key last, float floor, int32_t argmax) {
   const float last_value = value_of(last);
   const uint32_t last_id = id_of(last);
   floor = std::max(floor, last_value);
   int32_t best = argmax;
-  float best_score = z[argmax] + noise.gumbel(uint32_t(argmax));
-  alignas(64) float score[kBlock];
+  float best_score = z[argmax] + gumbel_of(noise.half(uint32_t(argmax)));
+  int32_t half[kBlock];
+  float score[kBlock];
   for (int base = 0; base < n; base += kBlock) {
-    // Nothing below the best score less the largest possible noise can win.
-    const float least = std::max(floor, best_score - kMaxGumbel);
-    const int len = std::min(kBlock, n - base);
     int32_t order = INT32_MIN;
-    if (len == kBlock) {
-      int32_t hit = 0;
-      for (int j = 0; j < kBlock; ++j) hit |= -int32_t(z[base + j] >= least);
-      if (hit == 0) continue;
-      for (int j = 0; j < kBlock; ++j) score[j] = z[base + j] + noise.gumbel(uint32_t(base + j));
-      for (int j = 0; j < kBlock; ++j) {
-        const int32_t kept = -int32_t(z[base + j] >= least);
-        const int32_t value = (ordered(score[j]) & kept) | (INT32_MIN & ~kept);
-        order = value > order ? value : order;
-      }
-    } else {
-      for (int j = 0; j < len; ++j) {
-        score[j] = z[base + j] + noise.gumbel(uint32_t(base + j));
-        if (z[base + j] >= least) order = std::max(order, ordered(score[j]));
-      }
+    for (int j = 0; j < kBlock; ++j) order = ordered(z[base + j]) > order ? ordered(z[base + j]) : order;
+    const float largest = value_of_order(order);
+    if (largest < floor) continue;
+    int32_t smallest = INT32_MAX;
+    for (int j = 0; j < kBlock; ++j) {
+      half[j] = noise.half(uint32_t(base + j));
+      smallest = half[j] < smallest ? half[j] : smallest;
     }
-    if (order < ordered(best_score)) continue;
-    for (int j = 0; j < len; ++j) {
+    // Noise is at most -log(v): nearly every block is out by its integers alone.
+    if (float(smallest) * 0x1p-31f > 1.001f * exp_nonpositive(smaller(largest - best_score, 0.0f))) continue;
+    for (int j = 0; j < kBlock; ++j) score[j] = z[base + j] + gumbel_of(half[j]);
+    for (int j = 0; j < kBlock; ++j) {
       const float value = z[base + j];
       const int32_t id = base + j;
       const bool kept = value >= floor && (value > last_value || uint32_t(id) <= last_id);
@@ -298,6 +294,7 @@ int32_t sample_row(const float* edited, Best largest, const float* floats, const
   const float temperature = std::max(floats[kTemperature], kMinTemperature);
   const float top = largest.value;
   for (int i = 0; i < n; ++i) z[i] = (smaller(edited[i], kFloatMax) - top) / temperature;
+  for (int i = n; i % kBlock != 0; ++i) z[i] = -kInf;
 
   Key last = key_of(-kInf, UINT32_MAX);  // keeps all
   const uint32_t top_k = ints[kTopK];

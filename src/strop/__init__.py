@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "LLM": "strop.llm",
-    "AsyncEngine": "strop.llm",
+    "AsyncEngine": "strop.engine.async_engine",
     "SamplingParams": "strop.core.request",
     "CompletionOutput": "strop.core.request",
     "RequestOutput": "strop.core.request",

@@ -3,9 +3,11 @@
 import ctypes
 import os
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-_TARGETS = ("strop_linear", "strop_embed", "strop_attention", "strop_sample")
+_NAME = "libstrop_native.so"
+_TARGETS = ("strop_linear", "strop_embed", "strop_attention", "strop_allocate", "strop_sample", "strop_greedy")
 
 
 @cache
@@ -14,13 +16,24 @@ def library() -> ctypes.CDLL | None:
 
     `STROP_NATIVE=0` hides it, `STROP_ISA=avx2|avx512_vnni|avx512_bf16|...` forces one of its instruction sets.
     """
-    path = Path(__file__).with_name("libstrop_native.so")
-    if os.environ.get("STROP_NATIVE") == "0" or not path.exists():
+    path = _path()
+    if os.environ.get("STROP_NATIVE") == "0" or path is None:
         return None
     lib = ctypes.CDLL(str(path))
     lib.strop_isa.restype = ctypes.c_char_p
     lib.strop_num_starved.restype = ctypes.c_int64
     return lib if lib.strop_isa() else None
+
+
+def _path() -> Path | None:
+    beside = Path(__file__).with_name(_NAME)
+    if beside.exists():
+        return beside
+    try:  # an editable install keeps built files apart from the sources
+        installed = Path(str(distribution("strop").locate_file(f"strop/ops/{_NAME}")))
+    except PackageNotFoundError:
+        return None
+    return installed if installed.exists() else None
 
 
 @cache
@@ -41,6 +54,16 @@ def isa() -> str | None:
     """The instruction set the kernels run on, e.g. "avx512_bf16"; None without the library."""
     lib = library()
     return lib.strop_isa().decode() if lib is not None else None
+
+
+ISAS = ("avx512_bf16", "avx512_vnni", "avx2")
+"""Every instruction set the library has kernels for, best first."""
+
+
+def select_isa(name: str) -> bool:
+    """Switches the kernels to an instruction set, between steps; False when this machine does not run it."""
+    lib = library()
+    return lib is not None and bool(lib.strop_select_isa(name.encode()))
 
 
 def set_num_threads(num_threads: int) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from strop.ops.attention import cpu, reference
 from strop.ops.dispatch import Implementation, Platform, resolve
@@ -59,7 +59,7 @@ def attention(
 
     Args:
         qkv: float32 [T, (N + 2 K) H], queries, keys and values before rotation.
-        cache: as `cache_shape` says, donated; None attends within the rows alone (training, scoring).
+        cache: see `new_cache`, donated; None attends within the rows alone (training, scoring).
         rope: cos and sin tables [positions, rotary_dim / 2], or None.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
@@ -70,15 +70,21 @@ def attention(
     return resolve(_IMPLEMENTATIONS, call, platform)(qkv, cache, layer, rows, rope, call)
 
 
-def cache_shape(
-    platform: Platform, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, block_len: int
-) -> tuple[int, ...]:
-    """Shape of the cache array of `num_layers` like layers; its dtype is bf16 on the native platform."""
+def new_cache(
+    platform: Platform,
+    num_layers: int,
+    num_blocks: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_len: int,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> jax.Array:
+    """The cache array of `num_layers` like layers. Native: bf16, pages as native/kernels/attention.h lays them out."""
     if platform == "native":
-        return (num_layers, num_blocks, num_kv_heads, 2, block_len * head_dim)
-    return (num_layers, 2, num_blocks, block_len, num_kv_heads, head_dim)
+        return cpu.new_cache((num_layers, num_blocks, num_kv_heads, 2, block_len * head_dim))
+    return jnp.zeros((num_layers, 2, num_blocks, block_len, num_kv_heads, head_dim), dtype)
 
 
-def cache_bytes_per_token(num_kv_heads: int, head_dim: int, item_bytes: int = 2) -> int:
-    """Bytes one token takes in one layer's cache."""
-    return int(np.prod((2, num_kv_heads, head_dim))) * item_bytes
+def block_axis(platform: Platform) -> int:
+    """The axis of the cache array that counts blocks."""
+    return 1 if platform == "native" else 2

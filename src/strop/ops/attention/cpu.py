@@ -44,3 +44,8 @@ def attention(
         rotary_dim=np.int32(call.rotary_dim),
         scale=np.float32(call.scale),
     )
+
+
+def new_cache(shape: tuple[int, ...]) -> jax.Array:
+    """A bf16 array with arbitrary contents: its pages take memory only once they are written."""
+    return jax.jit(lambda: jax.ffi.ffi_call("strop_allocate", jax.ShapeDtypeStruct(shape, jnp.bfloat16))())()

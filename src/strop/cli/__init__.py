@@ -1,0 +1,1 @@
+"""The command `strop`: one file per verb, imported only when used."""

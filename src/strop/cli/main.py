@@ -1,0 +1,34 @@
+"""Maps a verb to its module. Nothing heavy is imported before a verb is known."""
+
+import sys
+from importlib import import_module
+
+from strop import __version__
+
+VERBS = {
+    "run": "answer one prompt, streamed to the terminal",
+    "bench": "measure a model on this machine, beside other engines",
+}
+
+_USAGE = f"""strop {__version__}: hones a language model to the machine it runs on.
+
+usage: strop VERB ...        strop VERB --help for a verb's options
+
+{chr(10).join(f"  {verb:8} {what}" for verb, what in VERBS.items())}
+"""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_USAGE)
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"strop: no verb {verb!r}; verbs are {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    import_module(f"strop.cli.{verb}").command(arguments[1:])

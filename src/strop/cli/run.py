@@ -1,0 +1,152 @@
+"""`strop run MODEL PROMPT`: one streamed answer and a line that says how fast it came."""
+
+import json
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from strop.core.config import GIB, EngineConfig
+from strop.core.errors import StropError
+from strop.core.request import SamplingParams
+
+_START = time.perf_counter()
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="GGUF file, Hugging Face folder, artifact folder, or Hub id.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most; 0 means up to the context's end.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 picks the most probable token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the most probable one.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages tokens already seen.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the answer before this text; may be repeated.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text: no chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message for the chat template.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")] = False,
+    context: Annotated[int, typer.Option(help="Longest prompt + answer in tokens; 0 means the model's limit.")] = 0,
+    memory: Annotated[float, typer.Option(help="Memory limit in GiB; 0 means what is available.")] = 0.0,
+    threads: Annotated[int, typer.Option(help="Threads that compute; 0 means the usable cores.")] = 0,
+    json_line: Annotated[bool, typer.Option("--json", help="End with one JSON line instead of a summary.")] = False,
+) -> None:
+    """Answers one prompt. Text goes to standard output, everything else to standard error."""
+    params = SamplingParams(
+        max_tokens=max_tokens or None,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )
+    config = EngineConfig(
+        max_num_seqs=1, max_context_len=context, memory_bytes=int(memory * GIB), num_threads=threads
+    )
+    from strop.engine.engine import Engine
+    from strop.engine.loading import load_model
+    from strop.engine.text import StreamDetokenizer, prepare_prompt
+
+    loaded, config = load_model(model, config, on_plan=lambda plan: print(plan.describe(), file=sys.stderr))
+    engine = Engine(loaded, config)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    messages = [{"role": "system", "content": system}] if system else []
+    is_chat = not raw and engine.tokenizer.chat_template is not None
+    prepared: Any = [*messages, {"role": "user", "content": text}] if is_chat else text
+    token_ids = prepare_prompt(engine.tokenizer, prepared, vocab_size=engine.spec.vocab_size)
+    answer = _Answer(engine, StreamDetokenizer(engine.tokenizer, params))
+    answer.stream(token_ids, params, echo=not json_line)
+    if json_line:
+        print(json.dumps(answer.as_json()))
+    else:
+        print(answer.summary(), file=sys.stderr)
+
+
+class _Answer:
+    """One streamed answer and its timings."""
+
+    def __init__(self, engine: Any, texts: Any) -> None:
+        self._engine, self._texts = engine, texts
+        self.text, self.token_ids, self.finish_reason = "", [], None
+        self.num_prompt_tokens = 0
+        self.ready_s = self.first_s = self.end_s = 0.0
+
+    def stream(self, token_ids: tuple[int, ...], params: SamplingParams, *, echo: bool) -> None:
+        from strop.core.request import Request
+        from strop.engine.text import must_abort
+
+        engine = self._engine
+        self.num_prompt_tokens = len(token_ids)
+        self.ready_s = time.perf_counter()
+        engine.add(Request("run", token_ids, params))
+        while engine.has_unfinished:
+            for event in engine.step():
+                self.first_s = self.first_s or time.perf_counter()
+                delta = self._texts.push(event)
+                if must_abort(event, delta):
+                    engine.abort("run")
+                self.text += delta.text
+                self.token_ids += delta.token_ids
+                self.finish_reason = delta.finish_reason
+                if delta.finish_reason == "abort":
+                    raise StropError(str(delta.stop_reason))
+                if echo:
+                    print(delta.text, end="", flush=True)
+        self.end_s = time.perf_counter()
+        if echo:
+            print()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens after the first, over the time they took."""
+        return (len(self.token_ids) - 1) / max(self.end_s - self.first_s, 1e-9)
+
+    def share_of_limit(self) -> float:
+        """Measured tokens/s over what reading the weights and the cache once per token allows here."""
+        from strop.machine.probe import read_bandwidth_bytes_per_s
+
+        memory = self._engine.memory
+        context_len = self.num_prompt_tokens + len(self.token_ids) // 2
+        step_bytes = memory.weight_bytes + context_len * memory.cache_bytes_per_token
+        return self.tokens_per_s * step_bytes / read_bandwidth_bytes_per_s(step_bytes)
+
+    def summary(self) -> str:
+        share = f", {self.share_of_limit():.0%} of this machine's limit" if len(self.token_ids) > 8 else ""
+        return (
+            f"[{len(self.token_ids)} tokens, {self.tokens_per_s:.1f} tokens/s{share}; first token "
+            f"{(self.first_s - self.ready_s) * 1e3:.0f} ms after the prompt, {self.first_s - _START:.2f} s after the start]"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "usage": {
+                "prompt_tokens": self.num_prompt_tokens,
+                "completion_tokens": len(self.token_ids),
+                "total_tokens": self.num_prompt_tokens + len(self.token_ids),
+            },
+            "timings": {
+                "start_to_first_token_s": self.first_s - _START,
+                "ttft_s": self.first_s - self.ready_s,
+                "tokens_per_s": self.tokens_per_s,
+                "total_s": self.end_s - _START,
+            },
+        }
+
+
+def command(arguments: list[str]) -> None:
+    """Runs the verb; errors a user can act on become one line and exit code 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    try:
+        app(arguments, prog_name="strop run")
+    except StropError as error:
+        print(f"strop: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,114 @@
+"""The engine on a thread of its own, for asyncio callers: each request is an async stream of deltas."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from itertools import count
+from queue import SimpleQueue
+from typing import Any
+
+from strop.core.config import EngineConfig
+from strop.core.errors import StropError
+from strop.core.request import Delta, Request, SamplingParams, TokenEvent
+from strop.engine.engine import Engine
+from strop.engine.text import Prompt, StreamDetokenizer, must_abort, prepare_prompt
+
+_Sink = tuple[asyncio.AbstractEventLoop, "asyncio.Queue[TokenEvent | Exception]"]
+
+
+class AsyncEngine:
+    """Serves any number of concurrent `generate` streams. Close it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._commands: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self._sinks: dict[str, _Sink] = {}  # touched by the engine's thread only
+        self._ids = count()
+        self._thread = threading.Thread(target=self._serve, name="strop-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(cls, model: str, config: EngineConfig | None = None) -> "AsyncEngine":
+        """See Engine.load."""
+        return cls(Engine.load(model, config))
+
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[Delta]:
+        """Deltas of all choices as they come. Leaving the iteration aborts the request and frees its blocks.
+
+        Raises:
+            RequestError: the request is impossible.
+        """
+        params = params or SamplingParams()
+        tokenizer = self.engine.tokenizer
+        token_ids = prepare_prompt(tokenizer, prompt, vocab_size=self.engine.spec.vocab_size)
+        request = Request(f"async-{next(self._ids)}", token_ids, params)
+        events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        texts, num_open = StreamDetokenizer(tokenizer, params), params.n
+        self._commands.put(("add", (request, (asyncio.get_running_loop(), events))))
+        try:
+            while num_open:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                delta = texts.push(event)
+                if delta is None:
+                    continue
+                if must_abort(event, delta):
+                    self._commands.put(("abort", (request.request_id, event.index)))
+                num_open -= delta.finish_reason is not None
+                yield delta
+        finally:
+            self._commands.put(("forget", request.request_id))
+
+    def close(self) -> None:
+        """Stops the thread; open streams get an error."""
+        self._commands.put(("close", None))
+        self._thread.join()
+
+    def __enter__(self) -> "AsyncEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        engine = self.engine
+        while True:
+            while not engine.has_unfinished or not self._commands.empty():
+                if not self._obey(*self._commands.get()):
+                    for sink in self._sinks.values():
+                        _send(sink, StropError("the engine was closed"))
+                    return
+            try:
+                events = engine.step()
+            except Exception as error:  # the engine gave up: every stream must hear of it
+                for request_id, sink in self._sinks.items():
+                    engine.abort(request_id)
+                    _send(sink, error)
+                self._sinks.clear()
+                continue
+            for event in events:
+                sink = self._sinks.get(event.request_id)
+                if sink is not None:
+                    _send(sink, event)
+
+    def _obey(self, verb: str, what: Any) -> bool:
+        if verb == "add":
+            request, sink = what
+            try:
+                self.engine.add(request)
+                self._sinks[request.request_id] = sink
+            except StropError as error:
+                _send(sink, error)
+        elif verb == "abort":
+            self.engine.abort(*what)
+        elif verb == "forget":
+            self.engine.abort(what)
+            self._sinks.pop(what, None)
+        return verb != "close"
+
+
+def _send(sink: _Sink, item: TokenEvent | Exception) -> None:
+    loop, events = sink
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(events.put_nowait, item)

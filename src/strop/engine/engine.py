@@ -1,0 +1,215 @@
+"""One model on one device: add requests, step, read events. Not thread-safe: one thread calls everything."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from strop.core.config import EngineConfig
+from strop.core.errors import RequestError, StropError
+from strop.core.request import Request, TokenEvent, TokenLogprob
+from strop.engine.loading import LoadedModel, load_model
+from strop.engine.pack import Packer, StepShape, bucket
+from strop.engine.sample import SampleRow, build_sample_inputs, needs_full
+from strop.engine.scheduler import Scheduler, StepPlan
+from strop.engine.step import copy_block, run_logits, run_step
+from strop.formats.tokenizer import Tokenizer
+from strop.models.layout import Single
+from strop.models.memory import MemoryPlan
+from strop.models.parameters import Parameters
+from strop.models.spec import ModelSpec
+from strop.ops.attention import block_axis, new_cache
+
+log = logging.getLogger(__name__)
+
+_MAX_FAILURES = 3  # steps that may fail in a row before the engine gives up
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """Where the last step's time went."""
+
+    schedule_s: float = 0.0
+    pack_s: float = 0.0
+    run_s: float = 0.0
+    commit_s: float = 0.0
+    num_tokens: int = 0
+
+
+class Engine:
+    """The continuous batch: every `step` serves all running sequences and admits waiting ones."""
+
+    def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
+        self.spec: ModelSpec = model.spec
+        self.params: Parameters = model.params
+        self.tokenizer: Tokenizer = model.tokenizer
+        self.memory: MemoryPlan = model.memory
+        self.config = config
+        self.layout = Single(model.platform, config.block_len)
+        self.scheduler = Scheduler(config, config.num_blocks, self.tokenizer.eos_ids)
+        self.last_step = StepTimes()
+        self._table_len = -(-config.max_context_len // config.block_len)
+        self._packer = self._new_packer()
+        self._cache = self._new_cache()
+        self._num_failures = 0
+
+    @classmethod
+    def load(cls, model: str, config: EngineConfig | None = None) -> "Engine":
+        """An engine for a GGUF file, a Hugging Face folder, an artifact or a Hub id; refuses what does not fit."""
+        loaded, resolved = load_model(model, config or EngineConfig())
+        return cls(loaded, resolved)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request still wants tokens."""
+        return self.scheduler.has_unfinished
+
+    def add(self, request: Request) -> None:
+        """Queues a request. RequestError, and no change, when it can never be served as asked."""
+        vocab_size = self.spec.vocab_size
+        for token_id in request.prompt_token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise RequestError(f"prompt token id {token_id} is out of range: this model has ids 0..{vocab_size - 1}")
+        params = request.params
+        for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
+            for token_id in ids:
+                if not 0 <= int(token_id) < vocab_size:
+                    raise RequestError(f"{name}: token id {token_id} is out of range 0..{vocab_size - 1}")
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str, index: int | None = None) -> int:
+        """Drops a request, or one of its choices; its blocks are free at once. Returns how many were dropped."""
+        return self.scheduler.abort(request_id, index)
+
+    def step(self) -> list[TokenEvent]:
+        """Runs one step; returns what it produced. Empty when nothing is waiting.
+
+        A step that raises loses nothing: all sequences start over from their tokens with a fresh cache.
+        """
+        begin = time.perf_counter()
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return []
+        scheduled = time.perf_counter()
+        try:
+            for source, destination in plan.copies:
+                self._cache = copy_block(self._cache, source, destination, axis=block_axis(self.layout.platform))
+            shape, ints, wanted = self._packer.pack(plan)
+            rows = [self._sample_row(plan, i) for i in wanted]
+            packed = time.perf_counter()
+            outputs, logprobs = self._run(plan, shape, ints, wanted, rows)
+            ran = time.perf_counter()
+        except StropError:
+            raise
+        except Exception:
+            self._recover()
+            return []
+        self._num_failures = 0
+        events = self._fail_without_token(plan, outputs)
+        events += self.scheduler.commit(plan, outputs, logprobs)
+        times = self.last_step
+        times.schedule_s, times.pack_s = scheduled - begin, packed - scheduled
+        times.run_s, times.commit_s = ran - packed, time.perf_counter() - ran
+        times.num_tokens = plan.num_tokens
+        return events
+
+    def score(self, token_ids: list[int], *, decode_from: int | None = None) -> Iterator[np.ndarray]:
+        """Logits float32 [n, V] of successive chunks of one sequence, through the step's kernels and cache.
+
+        Tokens from `decode_from` on go through one at a time, as generated ones do. Needs an idle engine.
+        """
+        if self.has_unfinished:
+            raise RequestError("score() needs an idle engine: finish or abort the requests first")
+        num_blocks = -(-len(token_ids) // self.config.block_len)
+        if len(token_ids) > self.config.max_context_len or num_blocks >= self.config.num_blocks:
+            raise RequestError(f"{len(token_ids)} tokens do not fit the context of {self.config.max_context_len}")
+        split = len(token_ids) if decode_from is None else decode_from
+        at = 0
+        self.scheduler.reset()  # the blocks written below must not be found as anybody's prefix
+        while at < len(token_ids):
+            count = min(split - at, self.config.max_step_tokens) if at < split else 1
+            shape = StepShape(bucket(count), 1, self._table_len)
+            ints = np.zeros(shape.num_ints, np.int32)
+            places = np.arange(at, at + count, dtype=np.int32)
+            fields = ints[: 6 * shape.num_rows].reshape(6, -1)
+            fields[4] = 1
+            fields[:5, :count] = (token_ids[at : at + count], places, places, np.zeros_like(places), places + 1)
+            tail = ints[6 * shape.num_rows :]
+            tail[0] = tail[1] = count
+            tail[3 : 3 + num_blocks] = np.arange(1, num_blocks + 1)
+            logits, self._cache = run_logits(
+                self.params, self._cache, ints, spec=self.spec, layout=self.layout, shape=shape
+            )
+            yield np.asarray(logits)[:count]
+            at += count
+
+    def _run(
+        self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[int], rows: list[SampleRow]
+    ) -> tuple[list[list[int]], list[list[TokenLogprob]] | None]:
+        static = {"spec": self.spec, "layout": self.layout, "shape": shape}
+        outputs: list[list[int]] = [[] for _ in plan.rows]
+        if not needs_full(rows):
+            token_ids, self._cache = run_step(self.params, self._cache, ints, None, num_top=0, **static)
+            for i, token_id in zip(wanted, np.asarray(token_ids).tolist(), strict=False):
+                outputs[i] = [token_id]
+            return outputs, None
+        asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
+        num_top = 0 if not asked else bucket(max(*asked, 1), 2)
+        inputs = build_sample_inputs(rows, shape.num_seqs)
+        sampled, self._cache = run_step(self.params, self._cache, ints, inputs, num_top=num_top, **static)
+        token_ids, chosen, top_ids, top_logprobs = (np.asarray(part) for part in sampled)
+        logprobs: list[list[TokenLogprob]] = [[] for _ in plan.rows]
+        for j, i in enumerate(wanted):
+            outputs[i] = [int(token_ids[j])]
+            count = rows[j].params.logprobs
+            if count is not None:
+                top = zip(top_ids[j, :count].tolist(), top_logprobs[j, :count].tolist(), strict=True)
+                logprobs[i] = [TokenLogprob(int(token_ids[j]), float(chosen[j]), tuple(top))]
+        return outputs, logprobs
+
+    def _sample_row(self, plan: StepPlan, i: int) -> SampleRow:
+        seq = self.scheduler.sequence(plan.rows[i].seq_id)
+        row = seq.sample_row
+        if row is None:
+            row = seq.sample_row = SampleRow.of(seq)
+        return row
+
+    def _fail_without_token(self, plan: StepPlan, outputs: list[list[int]]) -> list[TokenEvent]:
+        """Ends the choices whose logits were not numbers; the others go on."""
+        events = []
+        for row, output in zip(plan.rows, outputs, strict=True):
+            if output and output[0] < 0:
+                seq = self.scheduler.sequence(row.seq_id)
+                request_id, index = seq.request.request_id, seq.index
+                self.scheduler.abort(request_id, index)
+                reason = "the model gave no usable logits (NaN): its weights may be damaged"
+                events.append(TokenEvent(request_id, index, (), (), "abort", reason))
+        return events
+
+    def _recover(self) -> None:
+        self._num_failures += 1
+        log.exception("a step failed (%d in a row); every sequence starts over", self._num_failures)
+        self.scheduler.reset()
+        self._packer, self._cache = self._new_packer(), self._new_cache()
+        if self._num_failures >= _MAX_FAILURES:
+            raise StropError(f"{_MAX_FAILURES} steps failed in a row; the log above has each one's cause")
+
+    def _new_packer(self) -> Packer:
+        config = self.config
+        exact = self.layout.platform != "native"
+        return Packer(config.max_num_seqs, self._table_len, config.block_len, exact_tables=exact)
+
+    def _new_cache(self) -> jax.Array:
+        heads = self.spec.layers[0].attention
+        return new_cache(
+            self.layout.platform,
+            self.spec.num_layers,
+            self.config.num_blocks,
+            heads.num_kv_heads,
+            heads.head_dim,
+            self.config.block_len,
+            self.params.weights["embed"].data.dtype,
+        )

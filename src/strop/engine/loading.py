@@ -1,0 +1,114 @@
+"""A model name -> everything an engine needs, with memory computed and refused before anything is loaded."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from strop.core.config import EngineConfig
+from strop.core.errors import RequestError
+from strop.formats.artifact import ArtifactCheckpoint
+from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
+from strop.formats.gguf import GGUFCheckpoint
+from strop.formats.gguf_tokenizer import tokenizer_from_gguf
+from strop.formats.pack_cache import cache_directory
+from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
+from strop.machine.cores import usable_cores
+from strop.machine.memory import available_bytes
+from strop.models.memory import MemoryPlan, plan_memory
+from strop.models.parameters import Parameters
+from strop.models.reader import ParameterReader, load_spec
+from strop.models.spec import ModelSpec
+from strop.ops import native
+from strop.ops.dispatch import Platform
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What loading found and made."""
+
+    spec: ModelSpec
+    params: Parameters
+    tokenizer: Tokenizer
+    memory: MemoryPlan
+    platform: Platform
+
+
+def load_model(
+    model: str, config: EngineConfig, on_plan: Callable[[MemoryPlan], None] | None = None
+) -> tuple[LoadedModel, EngineConfig]:
+    """Opens, checks, plans memory, then loads. Returns the config with every 0 resolved.
+
+    Args:
+        on_plan: called with the memory plan before the weights are touched.
+
+    Raises:
+        FormatError, UnsupportedError: the checkpoint is damaged or asks for what Strop does not do.
+        CapacityError: it does not fit.
+    """
+    checkpoint = open_checkpoint(model)
+    spec = load_spec(checkpoint)
+    reader = ParameterReader(checkpoint, spec)
+    tokenizer = load_tokenizer(checkpoint)
+    config = _resolve(config, spec)
+
+    import jax
+
+    _keep_compiled_steps(jax)
+    platform: Platform = "native" if jax.default_backend() == "cpu" and native.register() else "xla"
+    if platform == "xla" and jax.default_backend() == "cpu":
+        log.warning(
+            "no native kernels here (%s): running on XLA with the weights dequantised to float32, which takes 4 to 7 "
+            "times the memory of 4-bit weights and is several times slower",
+            "STROP_NATIVE=0" if os.environ.get("STROP_NATIVE") == "0" else "the library was not built, or no AVX2",
+        )
+    memory = plan_memory(
+        reader,
+        spec,
+        config,
+        platform,
+        available_bytes=available_bytes(),
+        dense_item_bytes=4 if jax.default_backend() == "cpu" else 2,
+    )
+    if on_plan is not None:
+        on_plan(memory)
+    config = replace(config, num_blocks=memory.num_blocks, memory_bytes=memory.limit_bytes)
+    native.set_num_threads(config.num_threads)
+
+    from strop.models.load import load
+
+    params = load(
+        reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash
+    )
+    return LoadedModel(spec, params, tokenizer, memory, platform), config
+
+
+def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
+    """The tokenizer stored with the checkpoint."""
+    if isinstance(checkpoint, GGUFCheckpoint):
+        return tokenizer_from_gguf(checkpoint.metadata)
+    if isinstance(checkpoint, ArtifactCheckpoint):
+        return tokenizer_from_folder(checkpoint.path)
+    return tokenizer_from_folder(checkpoint.path)
+
+
+def _resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    if config.max_context_len > spec.max_context_len:
+        raise RequestError(
+            f"max_context_len={config.max_context_len} exceeds the model's own limit of {spec.max_context_len} tokens"
+        )
+    return replace(
+        config,
+        max_context_len=config.max_context_len or spec.max_context_len,
+        num_threads=config.num_threads or usable_cores(),
+    )
+
+
+def _keep_compiled_steps(jax: object) -> None:
+    """Compiled steps go to the cache directory, so that a second start does not compile."""
+    update = jax.config.update  # type: ignore[attr-defined]
+    update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    update("jax_persistent_cache_min_entry_size_bytes", -1)

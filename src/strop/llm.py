@@ -1,0 +1,124 @@
+"""`LLM`: many prompts in, finished answers out. The engine runs on the caller's thread."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from strop.core.config import EngineConfig
+from strop.core.errors import RequestError
+from strop.core.request import CompletionOutput, Delta, Request, RequestOutput, SamplingParams
+from strop.engine.engine import Engine
+from strop.engine.text import Prompt, StreamDetokenizer, must_abort, prepare_prompt
+
+Prompts = Prompt | Sequence[Prompt]
+
+
+class LLM:
+    """A model ready to answer.
+
+    >>> llm = LLM("SmolLM2-135M-Instruct.Q4_1.gguf")
+    >>> llm.generate(["Once upon a time"], SamplingParams(temperature=0))[0].outputs[0].text
+    """
+
+    def __init__(self, model: str, config: EngineConfig | None = None, **settings: Any) -> None:
+        """Loads `model`: a GGUF file, a Hugging Face folder, an artifact, or a Hub id.
+
+        Args:
+            config: engine settings; or pass its fields as keywords.
+
+        Raises:
+            FormatError, UnsupportedError, CapacityError: see strop.core.errors.
+        """
+        if config is not None and settings:
+            raise RequestError(f"give either config or its fields ({', '.join(settings)}), not both")
+        self.engine = Engine.load(model, config or EngineConfig(**settings))
+        self._ids = count()
+
+    def generate(
+        self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """One RequestOutput per prompt, in order. A prompt is text, a list of token ids, or a list of chat messages.
+
+        Raises:
+            RequestError: a prompt or its parameters are impossible; then nothing was generated.
+        """
+        requests, texts = self._requests(prompts, sampling_params)
+        outputs = {
+            request.request_id: RequestOutput(
+                request.request_id,
+                text,
+                list(request.prompt_token_ids),
+                [CompletionOutput(index) for index in range(request.params.n)],
+            )
+            for request, text in zip(requests, texts, strict=True)
+        }
+        pieces: dict[tuple[str, int], list[str]] = {}
+        for delta in self._run(requests):
+            result = outputs[delta.request_id]
+            choice = result.outputs[delta.index]
+            pieces.setdefault((delta.request_id, delta.index), []).append(delta.text)
+            choice.token_ids += delta.token_ids
+            if delta.logprobs:
+                choice.logprobs = [*(choice.logprobs or []), *delta.logprobs]
+            if delta.finish_reason is not None:
+                choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+                choice.text = "".join(pieces.pop((delta.request_id, delta.index)))
+            result.num_cached_tokens = max(result.num_cached_tokens, delta.num_cached_tokens)
+        return list(outputs.values())
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], sampling_params: SamplingParams | None = None
+    ) -> RequestOutput:
+        """The answer to one conversation, through the model's chat template."""
+        return self.generate([messages], sampling_params)[0]
+
+    def stream(
+        self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[Delta]:
+        """Deltas of all prompts as they come; a delta's `request_id` is its prompt's position, as text."""
+        requests, _ = self._requests(prompts, sampling_params, ids=map(str, count()))
+        yield from self._run(requests)
+
+    def _requests(
+        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None, ids: Iterator[str] | None = None
+    ) -> tuple[list[Request], list[str | None]]:
+        listed: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(listed)
+        if len(params) != len(listed):
+            raise RequestError(f"{len(params)} sampling_params for {len(listed)} prompts: give one, or one for each")
+        ids = ids or (f"request-{i}" for i in self._ids)
+        requests = [
+            Request(
+                request_id,
+                prepare_prompt(self.engine.tokenizer, prompt, vocab_size=self.engine.spec.vocab_size),
+                own,
+            )
+            for request_id, prompt, own in zip(ids, listed, params, strict=False)
+        ]
+        return requests, [prompt if isinstance(prompt, str) else None for prompt in listed]
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[Delta]:
+        engine = self.engine
+        added: list[str] = []
+        try:
+            for request in requests:
+                engine.add(request)
+                added.append(request.request_id)
+            texts = {r.request_id: StreamDetokenizer(engine.tokenizer, r.params) for r in requests}
+            while engine.has_unfinished:
+                for event in engine.step():
+                    delta = texts[event.request_id].push(event)
+                    if delta is None:
+                        continue
+                    if must_abort(event, delta):
+                        engine.abort(event.request_id, event.index)
+                    yield delta
+        finally:  # also when the reader stops early
+            for request_id in added:
+                engine.abort(request_id)
+
+
+def _is_one(prompts: Any) -> bool:
+    """Whether `prompts` is a single prompt: text, token ids, or one conversation."""
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | Mapping))

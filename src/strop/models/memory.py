@@ -1,0 +1,129 @@
+"""What a model takes, computed before anything is loaded."""
+
+from dataclasses import dataclass
+
+from strop.core.config import GIB, MIB, EngineConfig
+from strop.core.errors import CapacityError
+from strop.formats.values import BLOCK_FORMATS
+from strop.models.reader import ParameterReader
+from strop.models.spec import ModelSpec
+from strop.ops.dispatch import Platform
+
+RUNTIME_BYTES = 330 * MIB
+"""Python, jax and the compiled steps of a process that serves one model, without weights and cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where the bytes go."""
+
+    weight_bytes: int
+    cache_bytes_per_token: int
+    cache_bytes: int
+    activation_bytes: int
+    max_context_len: int
+    max_num_seqs: int
+    block_len: int
+    num_blocks: int
+    limit_bytes: int
+    runtime_bytes: int = RUNTIME_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes + self.runtime_bytes
+
+    def describe(self) -> str:
+        """A few lines for people: what is taken, and the longest context x concurrency that fits."""
+        cache_tokens = (self.num_blocks - 1) * self.block_len
+        at_full_len = max(1, min(self.max_num_seqs, cache_tokens // self.max_context_len))
+        return (
+            f"memory: weights {_size(self.weight_bytes)}, cache up to {_size(self.cache_bytes)} "
+            f"({self.cache_bytes_per_token / 1024:.1f} KiB per token, {cache_tokens:,} tokens), "
+            f"activations {_size(self.activation_bytes)}, runtime {_size(self.runtime_bytes)}; "
+            f"in all {_size(self.total_bytes)} of {_size(self.limit_bytes)}\n"
+            f"fits: {at_full_len} sequences of {min(self.max_context_len, cache_tokens):,} tokens, or "
+            f"{self.max_num_seqs} of {min(self.max_context_len, cache_tokens // self.max_num_seqs):,}"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
+
+
+def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
+    """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
+    total = 0
+    for path, info in reader.inventory.items():
+        num_values = 1
+        for length in info.shape:
+            num_values *= length
+        stored = reader.checkpoint.tensors[reader.tensor_name(path)]
+        if platform != "native":
+            total += num_values * (dense_item_bytes if len(info.shape) == 2 else 4)
+        elif stored.format in BLOCK_FORMATS:
+            block = BLOCK_FORMATS[stored.format]
+            total += num_values * (4 if block.bits == 4 else 8) // 8 + num_values // 32 * 2 * (1 + block.has_offset)
+        else:
+            total += stored.num_bytes
+    return total
+
+
+def cache_bytes_per_token(spec: ModelSpec, item_bytes: int = 2) -> int:
+    """Bytes of keys and values of one token in all layers."""
+    return sum(2 * layer.attention.num_kv_heads * layer.attention.head_dim * item_bytes for layer in spec.layers)
+
+
+def plan_memory(
+    reader: ParameterReader,
+    spec: ModelSpec,
+    config: EngineConfig,
+    platform: Platform,
+    *,
+    available_bytes: int,
+    dense_item_bytes: int = 4,
+) -> MemoryPlan:
+    """Sizes the cache and checks that everything fits. `config.max_context_len` must be resolved.
+
+    The cache gets what the sequences can use, at most half of what weights and runtime leave.
+
+    Raises:
+        CapacityError: naming what is needed, what there is, and what to change.
+    """
+    limit = config.memory_bytes or available_bytes
+    weights = weight_bytes(reader, platform, dense_item_bytes)
+    per_token = cache_bytes_per_token(spec, 2 if platform == "native" else dense_item_bytes)
+    per_block = per_token * config.block_len
+    widest = max(
+        spec.model_dim * 4
+        + max(
+            (layer.attention.num_heads + 2 * layer.attention.num_kv_heads) * layer.attention.head_dim,
+            2 * layer.mlp.ffn_dim,
+        )
+        * 2
+        for layer in spec.layers
+    )
+    activations = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
+    room = limit - weights - activations - RUNTIME_BYTES
+    blocks_per_seq = -(-config.max_context_len // config.block_len)
+    needed_blocks = config.max_num_seqs * blocks_per_seq + 1
+    num_blocks = config.num_blocks or min(needed_blocks, max(room // 2, 0) // per_block)
+    if num_blocks < 2 or num_blocks * per_block > room:
+        wanted = max(config.num_blocks, 2) * per_block
+        raise CapacityError(
+            f"the model does not fit: weights {_size(weights)} + runtime {_size(RUNTIME_BYTES)} + activations "
+            f"{_size(activations)} + a cache of at least {_size(wanted)} need "
+            f"{_size(weights + RUNTIME_BYTES + activations + wanted)}, but the limit is {_size(limit)}: raise --memory if "
+            "the machine has more, lower num_blocks, max_step_tokens or max_num_seqs, or take a smaller or more "
+            "strongly quantised model"
+        )
+    return MemoryPlan(
+        weights,
+        per_token,
+        num_blocks * per_block,
+        activations,
+        config.max_context_len,
+        config.max_num_seqs,
+        config.block_len,
+        num_blocks,
+        limit,
+    )
