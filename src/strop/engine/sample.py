@@ -1,0 +1,214 @@
+"""Host side of sampling: what requests ask for -> the few arrays of `SampleInputs`. No jax."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from strop.core.errors import RequestError
+from strop.core.request import MAX_LOGPROBS, SamplingParams
+from strop.ops.sample import NUM_FLOATS, NUM_INTS, SampleInputs
+
+NUM_TOP_BUCKETS = (0, 1, 5, MAX_LOGPROBS)
+"""Values of the static `num_top`: each is a compiled step."""
+SMALLEST_EDIT_BUCKET = 16
+EDIT_BUCKET_STEP = 8
+"""Each edit bucket is a compiled step too; padding costs only a copy, so the steps are wide."""
+
+PADDING_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
+_MASK64 = 2**64 - 1
+
+
+class SampleRow:
+    """How one sequence wants its next token picked. Lives as long as the sequence and keeps count as it grows.
+
+    token_ids is the sequence's own growing list (prompt, then answer), which must only ever be appended to: a step
+    reads the tokens that are new since the last one.
+    """
+
+    __slots__ = (
+        "_bias_of_masked",
+        "_biases",
+        "_floats",
+        "_num_edits",
+        "_num_read",
+        "_numbers",
+        "_penalised",
+        "_slots",
+        "_top_k_and_seed",
+        "params",
+        "prompt_len",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int,
+        token_ids: list[int],
+        prompt_len: int,
+        *,
+        finish_token_ids: Collection[int],
+        vocab_size: int,
+    ) -> None:
+        """seed: 64 bits. finish_token_ids: what min_tokens forbids.
+
+        Raises RequestError for a bias outside the vocabulary.
+        """
+        for token in params.logit_bias or ():
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"logit_bias names token id {token}, which this model lacks: use ids from 0 to {vocab_size - 1}"
+                )
+        self.params = params
+        self.token_ids = token_ids
+        self.prompt_len = prompt_len
+        self._floats = (
+            params.temperature,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
+        seed &= _MASK64
+        self._top_k_and_seed = (min(params.top_k, vocab_size), seed & 0xFFFFFFFF, seed >> 32)
+        self._penalised = (
+            params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        )
+        self._slots: dict[int, int] = {}
+        self._num_edits = 0
+        self._numbers = np.zeros((3, SMALLEST_EDIT_BUCKET), np.int32)  # token, count, seen
+        self._biases = np.zeros(SMALLEST_EDIT_BUCKET, np.float32)
+        self._num_read = prompt_len
+        if params.repetition_penalty != 1.0:
+            self._enter_prompt()
+        for token, bias in (params.logit_bias or {}).items():
+            slot = self._slot(token)
+            self._biases[slot] = bias
+        self._bias_of_masked: dict[int, float] = {}
+        if self.position < params.min_tokens:
+            for token in finish_token_ids:
+                slot = self._slot(token)
+                self._bias_of_masked[slot] = float(self._biases[slot])
+                self._biases[slot] = -np.inf
+
+    @property
+    def position(self) -> int:
+        """Index of the token to be sampled among the generated ones."""
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def is_plain(self) -> bool:
+        """Greedy, with nothing to edit and no log probabilities to report: an argmax is all it takes."""
+        params = self.params
+        masks = bool(self._bias_of_masked) and self.position < params.min_tokens
+        return (
+            params.temperature == 0.0
+            and params.logprobs is None
+            and not self._penalised
+            and not params.logit_bias
+            and not masks
+        )
+
+    @property
+    def floats(self) -> tuple[float, ...]:
+        """One row of `SampleInputs.floats`."""
+        return self._floats
+
+    @property
+    def ints(self) -> tuple[int, ...]:
+        """One row of `SampleInputs.ints`."""
+        return (*self._top_k_and_seed, self.position)
+
+    def edits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits to change now: i32 [3, n] (token, count, seen) and f32 [n] (bias). Views, valid until the next call."""
+        if self._bias_of_masked and self.position >= self.params.min_tokens:
+            for slot, bias in self._bias_of_masked.items():
+                self._biases[slot] = bias
+            self._bias_of_masked = {}
+        if self._penalised:
+            self._count_new_tokens()
+        elif not self._bias_of_masked and not self.params.logit_bias:
+            self._num_edits = 0
+        return self._numbers[:, : self._num_edits], self._biases[: self._num_edits]
+
+    def _enter_prompt(self) -> None:
+        unique = np.unique(np.asarray(self.token_ids[: self.prompt_len], np.int32))
+        self._reserve(len(unique))
+        self._numbers[0, : len(unique)] = unique
+        self._numbers[2, : len(unique)] = 1
+        self._slots = {token: slot for slot, token in enumerate(unique.tolist())}
+        self._num_edits = len(unique)
+
+    def _count_new_tokens(self) -> None:
+        for token in self.token_ids[self._num_read :]:
+            slot = self._slot(token)
+            self._numbers[1, slot] += 1
+            self._numbers[2, slot] = 1
+        self._num_read = len(self.token_ids)
+
+    def _slot(self, token: int) -> int:
+        slot = self._slots.get(token)
+        if slot is None:
+            slot = self._slots[token] = self._num_edits
+            self._num_edits += 1
+            self._reserve(self._num_edits)
+            self._numbers[0, slot] = token
+        return slot
+
+    def _reserve(self, num_edits: int) -> None:
+        capacity = len(self._biases)
+        if num_edits > capacity:
+            grown = max(num_edits, 2 * capacity) - capacity
+            self._numbers = np.pad(self._numbers, ((0, 0), (0, grown)))
+            self._biases = np.pad(self._biases, (0, grown))
+
+
+def needs_full(rows: Sequence[SampleRow]) -> bool:
+    """Whether the step needs `sample`; if not, `greedy` gives the same tokens from the logits alone."""
+    return not all(row.is_plain for row in rows)
+
+
+def num_top(rows: Sequence[SampleRow]) -> int:
+    """The static `num_top` that serves all rows; 0 when nobody asked for log probabilities."""
+    # Asking for 0 alternatives still asks for the chosen token's log probability.
+    wanted = max((max(row.params.logprobs, 1) for row in rows if row.params.logprobs is not None), default=0)
+    return next(bucket for bucket in NUM_TOP_BUCKETS if bucket >= wanted)
+
+
+def edit_bucket(num_edits: int) -> int:
+    """Static length of the edit lists for this many edits."""
+    bucket = SMALLEST_EDIT_BUCKET
+    while bucket < num_edits:
+        bucket *= EDIT_BUCKET_STEP
+    return bucket
+
+
+def build_sample_inputs(rows: Sequence[SampleRow], num_rows_padded: int) -> SampleInputs:
+    """Host arrays for one step: row i of the logits is rows[i]'s, later ones are padding (greedy, no edits).
+
+    Raises ValueError when there are more rows than num_rows_padded.
+    """
+    if len(rows) > num_rows_padded:
+        raise ValueError(f"{len(rows)} rows do not fit {num_rows_padded}")
+    floats = np.empty((num_rows_padded, NUM_FLOATS), np.float32)
+    floats[len(rows) :] = PADDING_FLOATS
+    ints = np.zeros((num_rows_padded, NUM_INTS), np.uint32)
+    if rows:
+        floats[: len(rows)] = [row.floats for row in rows]
+        ints[: len(rows)] = [row.ints for row in rows]
+
+    edits = [(i, *row.edits()) for i, row in enumerate(rows)]
+    edits = [(i, numbers, biases) for i, numbers, biases in edits if len(biases)]
+    bucket = edit_bucket(sum(len(biases) for _, _, biases in edits))
+    edit_row = np.full(bucket, -1, np.int32)
+    edit_numbers = np.zeros((3, bucket), np.int32)
+    edit_bias = np.zeros(bucket, np.float32)
+    begin = 0
+    for i, numbers, biases in edits:
+        end = begin + len(biases)
+        edit_row[begin:end] = i
+        edit_numbers[:, begin:end] = numbers
+        edit_bias[begin:end] = biases
+        begin = end
+    return SampleInputs(floats, ints, edit_row, *edit_numbers, edit_bias)
