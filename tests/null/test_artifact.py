@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,20 @@ def test_writing_is_all_or_nothing(tmp_path: Path, folder: Path, monkeypatch: py
     with pytest.raises(CapacityError, match=r"No space left.*bytes free.*make room"):
         write_artifact(tmp_path / "other", {}, VALUES.items())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_really_full_disk_is_named(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        with pytest.raises(CapacityError, match=r"No space left.*bytes free.*make room"):
+            write_artifact(disk / "model", {}, [("x", np.ones(1 << 20, np.float32))])
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("name", ["../tokenizer.json", "strop.json", "more.safetensors"])

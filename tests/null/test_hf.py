@@ -201,6 +201,8 @@ def test_gguf_files_are_known_by_content_and_alone_in_a_folder(tmp_path: Path) -
     assert isinstance(open_checkpoint(tmp_path / "blob"), GGUFCheckpoint)
     (tmp_path / "blob").rename(tmp_path / "model.gguf")
     assert isinstance(open_checkpoint(tmp_path), GGUFCheckpoint)
+    (tmp_path / "config.json").write_text("{}")
+    assert isinstance(open_checkpoint(tmp_path), GGUFCheckpoint)
 
 
 def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., str]) -> None:

@@ -15,6 +15,7 @@ from strop.core.errors import FormatError, UnsupportedError
 from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.hf import HFCheckpoint
 from strop.formats.values import GroupQuantized, dense
+from strop.models.from_hf import spec_from_hf
 from strop.models.params import inventory
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import Attention, GatedMlp, LayerSpec, ModelSpec, RmsNorm
@@ -163,6 +164,18 @@ def drop(raw: RawGGUF, *names: str) -> RawGGUF:
 def replace(raw: RawGGUF, new: RawTensor) -> RawGGUF:
     raw.tensors = [new if tensor.name == new.name else tensor for tensor in raw.tensors]
     return raw
+
+
+GOLDEN = sorted(path.parent for path in (Path(__file__).parents[1] / "golden").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_every_golden_folder_loads_whichever_transformers_wrote_its_config(folder: Path) -> None:
+    checkpoint = HFCheckpoint(folder)
+    reader = ParameterReader(checkpoint, load_spec(checkpoint))
+    assert [path for path, _ in reader.read_all()] == list(reader.inventory)
+    legacy = json.loads((folder / "config_legacy.json").read_text())
+    assert spec_from_hf(legacy) == reader.spec
 
 
 def test_all_missing_tensors_are_named(tmp_path: Path) -> None:

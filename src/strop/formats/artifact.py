@@ -5,6 +5,7 @@
 a byte, the even column in the low half), and the tokenizer's files.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from strop.core.errors import CapacityError, FormatError, UnsupportedError
@@ -111,7 +113,10 @@ def _write_weights(
 
 
 def _save(shard: Mapping[str, np.ndarray], path: Path) -> None:
-    save_file({name: np.ascontiguousarray(array) for name, array in shard.items()}, path)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in shard.items()}, path)
+    except SafetensorError as error:  # the library's name for a failed write
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _sync(path: Path) -> None:

@@ -42,7 +42,7 @@ def open_checkpoint(model: str | Path) -> AnyCheckpoint:
     try:
         if path.is_dir():
             return _open_folder(path)
-        if path.exists():
+        if path.is_file():
             return _open_file(path)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from error
@@ -67,14 +67,14 @@ def _open_file(path: Path) -> AnyCheckpoint:
 def _open_folder(path: Path) -> AnyCheckpoint:
     if (path / MANIFEST).is_file():
         return ArtifactCheckpoint(path)
-    if (path / "config.json").is_file():
+    files = sorted(path.glob("*.gguf"))
+    if (path / "config.json").is_file() and (not files or any(path.glob("*.safetensors"))):
         return HFCheckpoint(path)
     if (path / "adapter_config.json").is_file():
         raise UnsupportedError(
             f"{path}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft) and"
             " save that"
         )
-    files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return GGUFCheckpoint(files[0])
     if files:
