@@ -2,14 +2,12 @@
 
 import errno
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,27 +174,46 @@ def test_the_cache_directory_follows_the_environment(monkeypatch: pytest.MonkeyP
     assert cache_directory() == Path.home() / ".cache" / "strop"
 
 
-def _build_and_count(directory: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
-    def build(writer: PackWriter) -> None:
-        with (directory / "builds").open("a") as journal:
-            journal.write("x")
-        time.sleep(0.2)  # long enough for the others to arrive
-        build_sample(writer)
+def start(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    barrier.wait()
-    check_sample(PackCache(directory).open_or_build("a", build))
+
+def expect_line(process: subprocess.Popen[bytes], line: bytes) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == line + b"\n"
+
+
+PACK_WHEN_TOLD = textwrap.dedent("""
+    import sys, time
+    import numpy as np
+    from strop.formats.pack_cache import PackCache
+
+    def build(writer):
+        print("built", flush=True)
+        time.sleep(0.3)  # long enough for the others to arrive
+        writer.add("x", np.arange(5000))
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    pack = PackCache(sys.argv[1]).open_or_build("a", build)
+    assert (pack["x"] == np.arange(5000)).all()
+    print("done", flush=True)
+""")
 
 
 def test_processes_that_pack_at_once_do_the_work_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(3)
-    processes = [context.Process(target=_build_and_count, args=(tmp_path, barrier)) for _ in range(3)]
+    processes = [start(PACK_WHEN_TOLD, tmp_path) for _ in range(3)]
     for process in processes:
-        process.start()
+        expect_line(process, b"ready")
     for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert (tmp_path / "builds").read_text() == "x"
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    answers = sorted(process.communicate()[0] for process in processes)
+    assert answers == [b"built\ndone\n", b"done\n", b"done\n"]
+    assert [process.returncode for process in processes] == [0, 0, 0]
     assert file_names(tmp_path, ".part") == []
 
 
@@ -215,11 +232,8 @@ HANG_WHILE_PACKING = textwrap.dedent("""
 
 
 def start_packing(directory: Path, key: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", HANG_WHILE_PACKING, str(directory), key]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"packing\n"
+    process = start(HANG_WHILE_PACKING, directory, key)
+    expect_line(process, b"packing")
     return process
 
 
