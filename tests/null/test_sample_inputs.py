@@ -3,16 +3,28 @@ import random
 import numpy as np
 import pytest
 
-from strop.core.errors import RequestError
-from strop.core.request import SamplingParams
-from strop.engine.sample import NUM_TOP_BUCKETS, SampleRow, build_sample_inputs, edit_bucket, needs_full, num_top
+from strop.core.request import Request, SamplingParams
+from strop.engine.sample import SampleRow, build_sample_inputs, edit_bucket, needs_full
+from strop.engine.sequence import Choices, Sequence
 from strop.ops.sample import SampleInputs
 
 VOCAB = 50
 
 
 def make_row(params: SamplingParams, tokens: list[int], prompt_len: int, seed: int = 7, finish: tuple[int, ...] = ()):
-    return SampleRow(params, seed, tokens, prompt_len, finish_token_ids=finish, vocab_size=VOCAB)
+    return SampleRow(params, seed, tokens, prompt_len, finish_token_ids=finish)
+
+
+def test_a_row_of_a_sequence_follows_its_tokens() -> None:
+    params = SamplingParams(min_tokens=2, seed=5)
+    request = Request("r", (1, 2), params)
+    seq = Sequence(0, Choices(request), 0, 5, 16, frozenset({9}), [1, 2], 2)
+    row = SampleRow.of(seq)
+    assert edits_of(build_sample_inputs([row], 1), 0) == {9: (0, 0, -np.inf)}
+    seq.token_ids.extend([3, 4])
+    inputs = build_sample_inputs([row], 1)
+    assert edits_of(inputs, 0) == {}
+    assert inputs.ints[0].tolist() == [0, 5, 0, 2]
 
 
 def edits_of(inputs: SampleInputs, row: int) -> dict[int, tuple[int, int, float]]:
@@ -64,7 +76,8 @@ def test_incremental_counts_equal_a_recount(trial: int) -> None:
     for _ in range(12):
         inputs = build_sample_inputs(rows, 6)
         used = inputs.edit_row[inputs.edit_row >= 0]
-        assert np.all(np.diff(used) >= 0) and np.all(inputs.edit_row[len(used) :] == -1)  # sorted, padding last
+        assert np.all(np.diff(used) >= 0)  # sorted
+        assert np.all(inputs.edit_row[len(used) :] == -1)  # padding last
         for i, (params, tokens, prompt_len, finish) in enumerate(specs):
             assert drop_idle(edits_of(inputs, i)) == drop_idle(naive_edits(params, tokens, prompt_len, finish))
             assert inputs.ints[i, 3] == len(tokens) - prompt_len
@@ -92,7 +105,7 @@ def test_columns_and_padding() -> None:
     inputs = build_sample_inputs([make_row(params, [1, 2, 3], 1, seed=-1)], 2)
     np.testing.assert_array_equal(inputs.floats[0], np.float32([0.5, 0.9, 0.1, 1.25, 2.0, 0.0]))
     np.testing.assert_array_equal(inputs.floats[1], np.float32([0, 1, 0, 1, 0, 0]))
-    assert inputs.ints.tolist() == [[VOCAB, 0xFFFFFFFF, 0xFFFFFFFF, 2], [0, 0, 0, 0]]
+    assert inputs.ints.tolist() == [[0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 2], [0, 0, 0, 0]]
     assert [array.dtype.name for array in inputs] == [
         "float32",
         "uint32",
@@ -143,17 +156,6 @@ def test_buckets_are_few_and_large_enough() -> None:
     lengths = {edit_bucket(n) for n in range(100_000)}
     assert len(lengths) <= 7
     assert all(edit_bucket(n) >= n for n in range(0, 100_000, 13))
-    wishes = [None, 0, 1, 3, 5, 6, 20]
-    for wish in wishes:
-        row = make_row(SamplingParams(logprobs=wish), [1], 1)
-        assert num_top([row]) in NUM_TOP_BUCKETS
-        assert num_top([row]) >= (0 if wish is None else max(wish, 1))
-    assert num_top([]) == 0 and num_top([make_row(SamplingParams(), [1], 1)]) == 0
-
-
-def test_refuses_a_bias_outside_the_vocabulary() -> None:
-    with pytest.raises(RequestError, match=r"token id 50.*0 to 49"):
-        make_row(SamplingParams(logit_bias={50: 1.0}), [1], 1)
 
 
 def test_refuses_more_rows_than_room() -> None:

@@ -1,18 +1,16 @@
 """Host side of sampling: what requests ask for -> the few arrays of `SampleInputs`. No jax."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 
-from strop.core.errors import RequestError
-from strop.core.request import MAX_LOGPROBS, SamplingParams
+from strop.core.request import SamplingParams
+from strop.engine.sequence import Sequence
 from strop.ops.sample import NUM_FLOATS, NUM_INTS, SampleInputs
 
-NUM_TOP_BUCKETS = (0, 1, 5, MAX_LOGPROBS)
-"""Values of the static `num_top`: each is a compiled step."""
 SMALLEST_EDIT_BUCKET = 16
 EDIT_BUCKET_STEP = 8
-"""Each edit bucket is a compiled step too; padding costs only a copy, so the steps are wide."""
+"""Each edit bucket is a compiled step; padding costs only a copy, so the ladder is steep."""
 
 PADDING_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 _MASK64 = 2**64 - 1
@@ -48,17 +46,8 @@ class SampleRow:
         prompt_len: int,
         *,
         finish_token_ids: Collection[int],
-        vocab_size: int,
     ) -> None:
-        """seed: 64 bits. finish_token_ids: what min_tokens forbids.
-
-        Raises RequestError for a bias outside the vocabulary.
-        """
-        for token in params.logit_bias or ():
-            if not 0 <= token < vocab_size:
-                raise RequestError(
-                    f"logit_bias names token id {token}, which this model lacks: use ids from 0 to {vocab_size - 1}"
-                )
+        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids."""
         self.params = params
         self.token_ids = token_ids
         self.prompt_len = prompt_len
@@ -71,7 +60,7 @@ class SampleRow:
             params.frequency_penalty,
         )
         seed &= _MASK64
-        self._top_k_and_seed = (min(params.top_k, vocab_size), seed & 0xFFFFFFFF, seed >> 32)
+        self._top_k_and_seed = (min(params.top_k, 2**32 - 1), seed & 0xFFFFFFFF, seed >> 32)
         self._penalised = (
             params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
@@ -91,6 +80,11 @@ class SampleRow:
                 slot = self._slot(token)
                 self._bias_of_masked[slot] = float(self._biases[slot])
                 self._biases[slot] = -np.inf
+
+    @classmethod
+    def of(cls, seq: Sequence) -> "SampleRow":
+        """The row of one sequence, whose token list it goes on reading."""
+        return cls(seq.params, seq.seed, seq.token_ids, seq.prompt_len, finish_token_ids=seq.finish_token_ids)
 
     @property
     def position(self) -> int:
@@ -121,7 +115,7 @@ class SampleRow:
         return (*self._top_k_and_seed, self.position)
 
     def edits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits to change now: i32 [3, n] (token, count, seen) and f32 [n] (bias). Views, valid until the next call."""
+        """Logits to change now: i32 [3, n] (token, count, seen), f32 [n] (bias). Views, valid until the next call."""
         if self._bias_of_masked and self.position >= self.params.min_tokens:
             for slot, bias in self._bias_of_masked.items():
                 self._biases[slot] = bias
@@ -164,16 +158,9 @@ class SampleRow:
             self._biases = np.pad(self._biases, (0, grown))
 
 
-def needs_full(rows: Sequence[SampleRow]) -> bool:
+def needs_full(rows: list[SampleRow]) -> bool:
     """Whether the step needs `sample`; if not, `greedy` gives the same tokens from the logits alone."""
     return not all(row.is_plain for row in rows)
-
-
-def num_top(rows: Sequence[SampleRow]) -> int:
-    """The static `num_top` that serves all rows; 0 when nobody asked for log probabilities."""
-    # Asking for 0 alternatives still asks for the chosen token's log probability.
-    wanted = max((max(row.params.logprobs, 1) for row in rows if row.params.logprobs is not None), default=0)
-    return next(bucket for bucket in NUM_TOP_BUCKETS if bucket >= wanted)
 
 
 def edit_bucket(num_edits: int) -> int:
@@ -184,7 +171,7 @@ def edit_bucket(num_edits: int) -> int:
     return bucket
 
 
-def build_sample_inputs(rows: Sequence[SampleRow], num_rows_padded: int) -> SampleInputs:
+def build_sample_inputs(rows: list[SampleRow], num_rows_padded: int) -> SampleInputs:
     """Host arrays for one step: row i of the logits is rows[i]'s, later ones are padding (greedy, no edits).
 
     Raises ValueError when there are more rows than num_rows_padded.
@@ -211,4 +198,5 @@ def build_sample_inputs(rows: Sequence[SampleRow], num_rows_padded: int) -> Samp
         edit_numbers[:, begin:end] = numbers
         edit_bias[begin:end] = biases
         begin = end
-    return SampleInputs(floats, ints, edit_row, *edit_numbers, edit_bias)
+    edit_token, edit_count, edit_seen = edit_numbers
+    return SampleInputs(floats, ints, edit_row, edit_token, edit_count, edit_seen, edit_bias)
