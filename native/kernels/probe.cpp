@@ -25,7 +25,7 @@ struct Int8 {
   static constexpr int8_t kActs[4] = {1, -2, 3, -4};
   Sum zero() const { return zero_ints(); }
   Sum step(Sum sum) const { return dot_u8s8<4>(sum, weights, kActs); }
-  void next() { forget(weights); }  // or the compiler would hoist the part of a product that does not change
+  void next() { forget(weights); }  // or what does not depend on the sum would be computed once for all chains
   static float value(Sum sum) { return sum_lanes(to_floats(sum)); }
 };
 
@@ -64,8 +64,10 @@ int64_t repeat(int64_t num_rounds) {
 #pragma GCC unroll 8
     for (int i = 0; i < kUnroll; ++i) {
 #pragma GCC unroll 12
-      for (int chain = 0; chain < kChains; ++chain) sums[chain] = kind.step(sums[chain]);
-      kind.next();
+      for (int chain = 0; chain < kChains; ++chain) {
+        sums[chain] = kind.step(sums[chain]);
+        kind.next();
+      }
     }
   }
   float total = 0.0f;

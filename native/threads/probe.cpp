@@ -1,13 +1,15 @@
-// The probes as Python calls them: the pool's threads, the ISA in use, the best of many short runs.
+// The probes as Python calls them: threads of their own, since a probe wants each thread's full speed and none of the
+// pool's caution; the best of many short windows, so that another process on the machine does not lower the limit.
 #include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <thread>
+#include <vector>
 
 #include "kernels/kernels.h"
-#include "threads/pool.h"
 
 namespace strop {
 namespace {
@@ -18,21 +20,38 @@ double now_s() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// The best of `run()`'s rates (work done, divided by the seconds it took) within `seconds`, of at least three.
-template <class Run>
-double best_rate(double seconds, const Run& run) {
-  double best = 0;
+// Threads claim chunks, body(chunk number), until `seconds` have passed. The result is the best rate in chunks per
+// second over any window of `chunks_per_window` claims. A window lasts from before its first claim to after the next
+// one's, so a thread that loses its core in between can only lengthen it.
+template <class Body>
+double best_rate(int num_threads, double seconds, int64_t chunks_per_window, const Body& body) {
+  struct Stamp {
+    int64_t window;
+    double before, after;
+  };
+  std::atomic<int64_t> next{0};
+  std::vector<std::vector<Stamp>> stamps(num_threads);
   const double end = now_s() + seconds;
-  for (int i = 0; i < 3 || now_s() < end; ++i) {
-    const double start = now_s();
-    const double work = run();
-    best = std::max(best, work / (now_s() - start));
-  }
+  auto work = [&](int index) {
+    for (double before = now_s(); before < end; before = now_s()) {
+      const int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
+      if (chunk % chunks_per_window == 0) stamps[index].push_back({chunk / chunks_per_window, before, now_s()});
+      body(chunk);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int index = 1; index < num_threads; ++index) threads.emplace_back(work, index);
+  work(0);
+  for (std::thread& thread : threads) thread.join();
+
+  std::vector<Stamp> all;
+  for (const auto& some : stamps) all.insert(all.end(), some.begin(), some.end());
+  std::sort(all.begin(), all.end(), [](const Stamp& a, const Stamp& b) { return a.window < b.window; });
+  double best = 0;
+  for (size_t i = 2; i < all.size(); ++i)  // the first window warms up
+    best = std::max(best, double(chunks_per_window) / (all[i].after - all[i - 1].before));
   return best;
 }
-
-constexpr int64_t kChunkBytes = 256 << 10;
-constexpr int kChunksPerThread = 16;
 
 }  // namespace
 
@@ -44,44 +63,34 @@ extern "C" {
 
 int64_t strop_kernel_ns() { return strop::kernel_ns.load(std::memory_order_relaxed); }
 
-// Multiplications and additions per second of one kind (kernels/probe.h) by all threads; 0 when there are no kernels.
-double strop_probe_rate(int32_t kind, double seconds) {
+// Multiplications and additions per second of one kind (kernels/probe.h) by all threads. 0: no kernels run here.
+double strop_probe_rate(int32_t kind, int32_t num_threads, double seconds) {
   const strop::Kernels* table = strop::kernels_or_null();
-  if (table == nullptr || kind < 0 || kind > 2) return 0;
-  strop::Pool& pool = strop::Pool::instance();
-  constexpr int64_t kRounds = 2000;  // tens of microseconds: a thread that lost its core delays a run little
-  const int64_t per_chunk = table->probe.products(strop::ProductKind(kind), kRounds);
-  return strop::best_rate(seconds, [&] {
-    const int num_chunks = pool.num_threads() * strop::kChunksPerThread;
-    pool.run(num_chunks, [&](int) { table->probe.products(strop::ProductKind(kind), kRounds); });
-    return double(num_chunks) * double(per_chunk);
-  });
+  if (table == nullptr || kind < 0 || kind > 2 || num_threads < 1) return 0;
+  constexpr int64_t kRounds = 400;  // about ten microseconds
+  const int64_t operations = table->probe.products(strop::ProductKind(kind), kRounds);
+  const auto body = [&](int64_t) { table->probe.products(strop::ProductKind(kind), kRounds); };
+  return double(operations) * strop::best_rate(num_threads, seconds, int64_t(num_threads) * 30, body);
 }
 
-// Bytes per second at which all threads read `num_bytes` over and over; 0 when the memory cannot be had.
-double strop_probe_bandwidth(int64_t num_bytes, double seconds, int32_t huge_pages) {
+// Bytes per second at which all threads together read `num_bytes`, over and over. 0: no kernels, or no such memory.
+double strop_probe_bandwidth(int64_t num_bytes, int32_t num_threads, double seconds, int32_t huge_pages) {
   const strop::Kernels* table = strop::kernels_or_null();
-  if (table == nullptr || num_bytes <= 0) return 0;
-  void* memory = mmap(nullptr, size_t(num_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  constexpr int64_t kChunkBytes = 128 << 10;
+  const int64_t num_chunks = (num_bytes + kChunkBytes - 1) / kChunkBytes, padded = num_chunks * kChunkBytes;
+  if (table == nullptr || num_bytes < 1 || num_threads < 1) return 0;
+  void* memory = mmap(nullptr, size_t(padded), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return 0;
-  madvise(memory, size_t(num_bytes), huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  std::memset(memory, 1, size_t(num_bytes));
+  madvise(memory, size_t(padded), huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  std::memset(memory, 1, size_t(padded));
   const auto* data = static_cast<const uint8_t*>(memory);
-  const int64_t num_chunks = (num_bytes + strop::kChunkBytes - 1) / strop::kChunkBytes;
-  std::atomic<uint64_t> total{0};
-  const double best = strop::best_rate(seconds, [&] {
-    // The pool counts chunks in 16 bits: sweep larger sets in several calls.
-    for (int64_t first = 0; first < num_chunks; first += 0xffff) {
-      const int64_t count = std::min<int64_t>(num_chunks - first, 0xffff);
-      strop::Pool::instance().run(int(count), [&](int chunk) {
-        const int64_t begin = (first + chunk) * strop::kChunkBytes;
-        total.fetch_add(table->probe.read(data + begin, std::min(strop::kChunkBytes, num_bytes - begin)),
-                        std::memory_order_relaxed);
-      });
-    }
-    return double(num_bytes);
-  });
-  munmap(memory, size_t(num_bytes));
-  return best;
+  const int64_t sweeps = std::max<int64_t>(1, int64_t(num_threads) * 64 / num_chunks);
+  const auto body = [&](int64_t chunk) {
+    const uint64_t sum = table->probe.read(data + chunk % num_chunks * kChunkBytes, kChunkBytes);
+    asm volatile("" : : "r"(sum));
+  };
+  const double chunks_per_s = strop::best_rate(num_threads, seconds, num_chunks * sweeps, body);
+  munmap(memory, size_t(padded));
+  return chunks_per_s * double(kChunkBytes);
 }
 }

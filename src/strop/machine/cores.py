@@ -11,7 +11,7 @@ from strop.machine.cgroup import limits
 def usable_cores() -> int:
     """Threads to compute with, at least 1.
 
-    `STROP_THREADS` decides when set. Otherwise the physical cores in the affinity mask (two hardware threads of one core
+    `STROP_THREADS` decides when set. Otherwise the physical cores in the affinity mask (hardware threads of one core
     share its vector units), capped by the processor quota of the container (cgroup v1 or v2), rounded down.
 
     Raises:
