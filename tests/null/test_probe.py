@@ -2,7 +2,7 @@
 
 import pytest
 
-from strop.machine.probe import KernelClock, MachineRates, probe
+from strop.machine.probe import KernelClock, MachineRates, probe, read_bandwidth_bytes_per_s
 from strop.ops import native
 
 RATES = MachineRates("any", 2, 1000, {"int8": 400.0, "bf16": 200.0, "f32": 100.0}, 50.0, 60.0)
@@ -58,3 +58,9 @@ def test_impossible_arguments_give_nothing(library):
 def test_kernel_clock_stands_still_without_kernels(library):
     clock = KernelClock(library)
     assert clock.lap_s() == 0.0
+
+
+@pytest.mark.parametrize("native_or_not", ["0", "1"])
+def test_bandwidth_alone_with_and_without_the_library(monkeypatch, native_or_not):
+    monkeypatch.setenv("STROP_NATIVE", native_or_not)
+    assert 1e7 < read_bandwidth_bytes_per_s(1 << 20, 1, seconds=0.02) < 1e13

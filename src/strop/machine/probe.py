@@ -5,11 +5,19 @@ The limit of a step is max(FLOPs / matrix rate, bytes / bandwidth), so a probe t
 """
 
 import ctypes
+import os
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
+
+from strop.machine.cores import usable_cores
 
 ProductKind = Literal["int8", "bf16", "f32"]
 PRODUCT_KINDS: tuple[ProductKind, ...] = ("int8", "bf16", "f32")
+_BANDWIDTH_ARGUMENTS = (ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +67,34 @@ def probe(library: ctypes.CDLL, working_set_bytes: int, num_threads: int, second
     rate, bandwidth = library.strop_probe_rate, library.strop_probe_bandwidth
     rate.restype = bandwidth.restype = ctypes.c_double
     rate.argtypes = (ctypes.c_int32, ctypes.c_int32, ctypes.c_double)
-    bandwidth.argtypes = (ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_int32)
+    bandwidth.argtypes = _BANDWIDTH_ARGUMENTS
     library.strop_isa.restype = ctypes.c_char_p
     each_s = seconds / (len(PRODUCT_KINDS) + 2)
     flops_per_s = {kind: rate(code, num_threads, each_s) for code, kind in enumerate(PRODUCT_KINDS)}
     small, huge = (bandwidth(working_set_bytes, num_threads, each_s, huge) for huge in (0, 1))
     return MachineRates(library.strop_isa().decode(), num_threads, working_set_bytes, flops_per_s, small, huge)
+
+
+def read_bandwidth_bytes_per_s(working_set_bytes: int, num_threads: int = 0, seconds: float = 0.2) -> float:
+    """Bytes per second read at this working set, by the faster kind of pages; `num_threads=0` means the usable cores.
+
+    Without the native library numpy reads them, on one thread.
+    """
+    path = Path(__file__).parents[1] / "ops" / "libstrop_native.so"
+    if os.environ.get("STROP_NATIVE") != "0" and path.exists():
+        bandwidth = ctypes.CDLL(str(path)).strop_probe_bandwidth
+        bandwidth.restype, bandwidth.argtypes = ctypes.c_double, _BANDWIDTH_ARGUMENTS
+        threads = num_threads or usable_cores()
+        best = max(bandwidth(working_set_bytes, threads, seconds / 2, huge) for huge in (0, 1))
+        if best > 0:
+            return float(best)
+    words = np.ones(max(1, working_set_bytes // 8), np.uint64)
+    best_s, end = float("inf"), time.perf_counter() + seconds
+    while best_s == float("inf") or time.perf_counter() < end:
+        begin = time.perf_counter()
+        words.max()
+        best_s = min(best_s, time.perf_counter() - begin)
+    return words.nbytes / best_s
 
 
 class KernelClock:
