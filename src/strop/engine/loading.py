@@ -20,7 +20,9 @@ from strop.models.parameters import Parameters
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import ModelSpec
 from strop.ops import native
+from strop.ops.attention.cpu import declines_shape as attention_declines
 from strop.ops.dispatch import Platform
+from strop.ops.linear.cpu import declines_gate as gated_declines
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +59,13 @@ def load_model(
     import jax
 
     _keep_compiled_steps(jax)
-    platform: Platform = "native" if jax.default_backend() == "cpu" and native.register() else "xla"
-    if platform == "xla" and jax.default_backend() == "cpu":
+    reason = _no_kernels(spec, config) if jax.default_backend() == "cpu" else None
+    platform: Platform = "native" if jax.default_backend() == "cpu" and reason is None else "xla"
+    if reason is not None:
         log.warning(
-            "no native kernels here (%s): running on XLA with the weights dequantised to float32, which takes 4 to 7 "
+            "running on XLA without the native kernels (%s): the weights are dequantised to float32, which takes 4 to 7 "
             "times the memory of 4-bit weights and is several times slower",
-            "STROP_NATIVE=0" if os.environ.get("STROP_NATIVE") == "0" else "the library was not built, or no AVX2",
+            reason,
         )
     memory = plan_memory(
         reader,
@@ -83,6 +86,20 @@ def load_model(
         reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash
     )
     return LoadedModel(spec, params, tokenizer, memory, platform), config
+
+
+def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
+    """Why the native kernels cannot serve this model here; None when they can."""
+    if os.environ.get("STROP_NATIVE") == "0":
+        return "STROP_NATIVE=0"
+    if not native.register():
+        return "the library was not built, or this processor lacks AVX2"
+    for layer in dict.fromkeys(spec.layers):
+        heads, mlp = layer.attention, layer.mlp
+        reason = attention_declines(heads.head_dim, config.block_len) or gated_declines(mlp.ffn_dim)
+        if reason is not None:
+            return reason
+    return None
 
 
 def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:

@@ -1,6 +1,7 @@
 """The decoder: one loop over the layers' data. It names no family."""
 
 import jax
+import jax.numpy as jnp
 
 from strop.models.layout import Single
 from strop.models.parameters import LayerPlaces, Parameters
@@ -51,7 +52,7 @@ def _layer(
         qkv,
         cache,
         layer,
-        rows,
+        _within_window(rows, heads.window_len),
         None if places.rope is None else params.ropes[places.rope],
         num_heads=heads.num_heads,
         num_kv_heads=heads.num_kv_heads,
@@ -65,6 +66,14 @@ def _layer(
         places.gate_up, x, norm=Norm(vectors["mlp_norm"], norm.eps), bias=vectors.get("gate_up_bias"), swiglu=True
     )
     return matrix(places.down, gated, bias=vectors.get("down_bias"), residual=x), cache
+
+
+def _within_window(rows: Rows, window_len: int | None) -> Rows:
+    """Rows that see at most the last `window_len` slots, their own included."""
+    if window_len is None:
+        return rows
+    slot, lo = rows.fields[2], rows.fields[3]
+    return rows._replace(fields=rows.fields.at[3].set(jnp.maximum(lo, slot + 1 - window_len)))
 
 
 def logits(params: Parameters, spec: ModelSpec, hidden: jax.Array, counts: jax.Array, layout: Single) -> jax.Array:

@@ -10,11 +10,16 @@ BLOCK_LEN = 32
 
 
 def declines(call: Any) -> str | None:
+    """Serves what `declines_shape` does not name."""
+    return declines_shape(call.head_dim, call.block_len)
+
+
+def declines_shape(head_dim: int, block_len: int) -> str | None:
     """Serves pages of 32 tokens and heads of a multiple of 16, at most 512."""
-    if call.block_len != BLOCK_LEN:
-        return f"pages hold {BLOCK_LEN} tokens, not {call.block_len}"
-    if call.head_dim % 16 or call.head_dim > 512:
-        return f"heads need a multiple of 16 up to 512 dimensions, not {call.head_dim}"
+    if block_len != BLOCK_LEN:
+        return f"pages hold {BLOCK_LEN} tokens, not {block_len}"
+    if head_dim % 16 or head_dim > 512:
+        return f"heads need a multiple of 16 up to 512 dimensions, not {head_dim}"
     return None
 
 

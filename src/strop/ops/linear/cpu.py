@@ -10,11 +10,16 @@ from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 
 
 def declines(call: Any) -> str | None:
-    """Serves packed weights only; a packed gated MLP needs a multiple of 16 gate rows."""
+    """Serves packed weights only; see `declines_gate`."""
     if call.format not in PACKED_FORMATS:
         return f"format {call.format!r} is not packed"
-    if call.epilogue == "swiglu" and call.n_len % (2 * TILE_COLUMNS):
-        return f"gate and up tiles alternate, so F must be a multiple of {TILE_COLUMNS}, not {call.n_len // 2}"
+    return declines_gate(call.n_len // 2) if call.epilogue == "swiglu" else None
+
+
+def declines_gate(ffn_dim: int) -> str | None:
+    """A packed gated MLP alternates tiles of 16 gate and up rows."""
+    if ffn_dim % TILE_COLUMNS:
+        return f"gate and up tiles alternate, so F must be a multiple of {TILE_COLUMNS}, not {ffn_dim}"
     return None
 
 

@@ -9,7 +9,9 @@ from strop.ops.sample import SampleInputs, SampleOutputs, cpu, reference
 
 _SAMPLE = (
     Implementation("native", ("native",), cpu.sample),
-    Implementation("reference", ("xla",), lambda logits, inputs, counts, num_top: reference.sample(logits, inputs, num_top=num_top)),
+    Implementation(
+        "reference", ("xla",), lambda logits, inputs, counts, num_top: reference.sample(logits, inputs, num_top=num_top)
+    ),
 )
 _GREEDY = (
     Implementation("native", ("native",), cpu.greedy),

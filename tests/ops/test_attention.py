@@ -1,0 +1,166 @@
+"""Attention: every ISA against the reference over the same tokens, and against itself for any packing of rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from strop.ops import native
+from strop.ops.attention import Rows, attention, new_cache
+
+BLOCK_LEN = 32
+
+
+def make_rows(spans, tables, window=None):
+    """spans: (sequence, start, count) in order."""
+    columns = []
+    for seq, start, count in spans:
+        for slot in range(start, start + count):
+            lo = 0 if window is None else max(0, slot + 1 - window)
+            columns.append((0, slot, slot, lo, slot + 1, seq))
+    fields = np.array(columns, np.int32).T
+    return Rows(jnp.asarray(fields), jnp.asarray(tables, jnp.int32), jnp.array([len(columns), 0], jnp.int32))
+
+
+class Case:
+    def __init__(self, num_heads=9, num_kv_heads=3, head_dim=64, lengths=(5, 40, 97), rotary_dim=None, window=None):
+        self.heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        self.lengths, self.window = lengths, window
+        rng = np.random.default_rng(7)
+        width = (num_heads + 2 * num_kv_heads) * head_dim
+        self.qkv = [rng.standard_normal((length, width)).astype(np.float32) for length in lengths]
+        blocks = rng.permutation(np.arange(1, 1 + 4 * len(lengths))).reshape(len(lengths), 4)
+        self.tables = blocks
+        self.num_blocks = 1 + blocks.size
+        rotary_dim = head_dim if rotary_dim is None else rotary_dim
+        angles = rng.standard_normal((128, rotary_dim // 2))
+        self.rope = (jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+
+    def run(self, platform, steps):
+        """Each step is a list of (sequence, start, count); returns every row's output by (sequence, slot)."""
+        cache = new_cache(platform, 2, self.num_blocks, self.heads["num_kv_heads"], self.heads["head_dim"], BLOCK_LEN)
+        out = {}
+        for spans in steps:
+            rows = make_rows(spans, self.tables, self.window)
+            qkv = np.concatenate([self.qkv[seq][start : start + count] for seq, start, count in spans])
+            step = jax.jit(
+                lambda qkv, cache, rows: attention(
+                    qkv, cache, 1, rows, self.rope, **self.heads, scale=0.125, block_len=BLOCK_LEN, platform=platform
+                ),
+                donate_argnums=1,
+            )
+            y, cache = step(jnp.asarray(qkv), cache, rows)
+            places = [(seq, slot) for seq, start, count in spans for slot in range(start, start + count)]
+            out.update(zip(places, np.asarray(y), strict=True))
+        return np.stack([out[seq, slot] for seq, length in enumerate(self.lengths) for slot in range(length)])
+
+
+def whole(case):
+    return [[(seq, 0, length) for seq, length in enumerate(case.lengths)]]
+
+
+def one_by_one(case):
+    return [
+        [(seq, slot, 1) for seq, length in enumerate(case.lengths) if slot < length]
+        for slot in range(max(case.lengths))
+    ]
+
+
+def ragged(case):
+    rng = np.random.default_rng(8)
+    done, steps = [0] * len(case.lengths), []
+    while any(d < length for d, length in zip(done, case.lengths, strict=True)):
+        spans = []
+        for seq, length in enumerate(case.lengths):
+            count = min(int(rng.integers(0, 23)), length - done[seq])
+            if count:
+                spans.append((seq, done[seq], count))
+                done[seq] += count
+        if spans:
+            steps.append(spans)
+    return steps
+
+
+CASES = {
+    "grouped": {},
+    "multihead": {"num_heads": 4, "num_kv_heads": 4, "head_dim": 32},
+    "multiquery": {"num_heads": 16, "num_kv_heads": 1, "head_dim": 16},
+    "wide_heads": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 80},
+    "part_rotary": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "rotary_dim": 32},
+    "window": {"window": 13},
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_kernel_agrees_with_the_reference(isa, name):
+    case = Case(**CASES[name])
+    # bf16 keys, values and probabilities against float32
+    np.testing.assert_allclose(case.run("native", ragged(case)), case.run("xla", whole(case)), atol=3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_packing_and_threads_do_not_change_a_bit(isa, name):
+    case = Case(**CASES[name])
+    native.set_num_threads(1)
+    together = case.run("native", whole(case))
+    for steps in (one_by_one(case), ragged(case)):
+        np.testing.assert_array_equal(case.run("native", steps), together)
+    native.set_num_threads(3)
+    try:
+        np.testing.assert_array_equal(case.run("native", ragged(case)), together)
+    finally:
+        native.set_num_threads(1)
+
+
+def test_reference_is_the_same_with_and_without_the_cache():
+    case = Case(lengths=(40,))
+    rows = make_rows([(0, 0, 40)], case.tables)
+    plain, _ = attention(
+        jnp.asarray(case.qkv[0]), None, 0, rows, case.rope, **case.heads, scale=0.125, block_len=BLOCK_LEN, platform="xla"
+    )
+    np.testing.assert_allclose(case.run("xla", ragged(case)), np.asarray(plain), atol=2e-6, rtol=0)
+
+
+def test_cache_is_updated_in_place(isa):
+    case = Case(lengths=(33,))
+    cache = new_cache("native", 1, case.num_blocks, 3, 64, BLOCK_LEN)
+    rows = make_rows([(0, 0, 33)], case.tables)
+
+    def step(qkv, cache, rows):
+        y, cache = attention(
+            qkv, cache, 0, rows, case.rope, **case.heads, scale=0.125, block_len=BLOCK_LEN, platform="native"
+        )
+        return y, cache
+
+    compiled = jax.jit(step, donate_argnums=1).lower(jnp.asarray(case.qkv[0]), cache, rows).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes == cache.nbytes
+    pointer = cache.unsafe_buffer_pointer()
+    _, cache = compiled(jnp.asarray(case.qkv[0]), cache, rows)
+    assert cache.unsafe_buffer_pointer() == pointer
+
+
+def test_stale_pages_never_leak(isa):
+    """Slots past a row's end may hold anything, NaN included."""
+    case = Case(lengths=(5,))
+    cache = jnp.full((2, case.num_blocks, 3, 2, BLOCK_LEN * 64), jnp.nan, jnp.bfloat16)
+    rows = make_rows([(0, 0, 5)], case.tables)
+    y, _ = attention(
+        jnp.asarray(case.qkv[0]), cache, 0, rows, case.rope, **case.heads, scale=0.125, block_len=BLOCK_LEN,
+        platform="native",
+    )  # fmt: skip
+    assert np.isfinite(np.asarray(y)).all()
+
+
+def test_rows_outside_the_cache_are_refused(isa):
+    case = Case(lengths=(5,))
+    for field, value in ((2, 999), (4, 999), (5, 7), (1, 500)):
+        rows = make_rows([(0, 0, 5)], case.tables)
+        rows = rows._replace(fields=rows.fields.at[field, 2].set(value))
+        cache = new_cache("native", 1, case.num_blocks, 3, 64, BLOCK_LEN)
+        with pytest.raises(Exception, match="outside the cache"):
+            jax.block_until_ready(
+                attention(
+                    jnp.asarray(case.qkv[0]), cache, 0, rows, case.rope, **case.heads, scale=0.125,
+                    block_len=BLOCK_LEN, platform="native",
+                )
+            )  # fmt: skip

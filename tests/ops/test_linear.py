@@ -1,0 +1,141 @@
+"""Linear layers: every ISA against exact arithmetic, and against itself for any number of rows and threads."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from strop.formats.values import GroupQuantized, dense
+from strop.models.packing import pack, packed_bytes, packed_format, unify
+from strop.ops import native
+from strop.ops.embed import embed
+from strop.ops.linear import Norm, linear
+from strop.ops.weights import PACKED_FORMATS, Weight
+
+ROWS = (1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 25, 33, 64)
+
+
+def quantized(rng, n, k, bits, zero, has_offset):
+    scale = (rng.random((n, k // 32)) * 0.02 + 0.001).astype(np.float16)
+    offset = (rng.standard_normal((n, k // 32)) * 0.1).astype(np.float16) if has_offset else None
+    return GroupQuantized(rng.integers(0, 1 << bits, (n, k)).astype(np.uint8), scale, offset, zero, bits)
+
+
+def make(rng, format_name, n, k):
+    matrix = (rng.standard_normal((n, k)) * 0.05).astype(np.float32)
+    return {
+        "q4": lambda: quantized(rng, n, k, 4, 8, False),
+        "q4_offset": lambda: quantized(rng, n, k, 4, 0, True),
+        "q8": lambda: quantized(rng, n, k, 8, 128, False),
+        "q8_zero16": lambda: quantized(rng, n, k, 5, 16, False),
+        "q8_offset": lambda: quantized(rng, n, k, 5, 0, True),
+        "bf16": lambda: matrix.astype(ml_dtypes.bfloat16),
+        "f16": lambda: matrix.astype(np.float16),
+        "f32": lambda: matrix,
+    }[format_name]()
+
+
+def packed(values, interleave=False):
+    name = packed_format(values[0])
+    shape = (sum(v.shape[0] for v in values), values[0].shape[1])
+    buffer = np.zeros((1, packed_bytes(name, *shape)), np.uint8)
+    pack(values, buffer[0], interleave=interleave)
+    return Weight(jnp.asarray(buffer), name, shape)
+
+
+def as_kernel_sees(x, weight):
+    """The activations after the rounding the format's kernel states, in float64."""
+    if PACKED_FORMATS[weight.format].quantized:
+        groups = x.reshape(len(x), -1, 32)
+        largest = np.abs(groups).max(-1, keepdims=True)
+        inverse = np.where(largest > 0, np.float32(127) / np.maximum(largest, np.float32(1e-30)), np.float32(0))
+        return (np.rint(groups * inverse).astype(np.float64) * (largest / np.float32(127))).reshape(x.shape)
+    if weight.format == "bf16":
+        return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    return x.astype(np.float64)
+
+
+def call(x, weight, **options):
+    counts = jnp.array([x.shape[0], 0], jnp.int32)
+    return np.asarray(jax.jit(lambda x, w: linear(x, w, 0, counts, platform="native", **options))(jnp.asarray(x), weight))
+
+
+@pytest.mark.parametrize("format_name", list(PACKED_FORMATS))
+@pytest.mark.parametrize("shape", [(64, 96), (960, 576), (50, 64), (16, 1536)], ids=str)
+def test_product_is_exact_and_rows_are_independent(isa, format_name, shape):
+    rng = np.random.default_rng(1)
+    value = make(rng, format_name, *shape)
+    weight = packed([value])
+    x = rng.standard_normal((max(ROWS), shape[1])).astype(np.float32)
+    x[3] = 0  # a row whose scale is 0
+    expected = as_kernel_sees(x, weight) @ dense(value).astype(np.float64).T
+    whole = call(x, weight)
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+    for num_rows in ROWS:
+        np.testing.assert_array_equal(call(x[:num_rows], weight), whole[:num_rows])
+
+
+def test_threads_do_not_change_a_bit(isa):
+    rng = np.random.default_rng(2)
+    weight = packed([make(rng, "q4_offset", 960, 576)])
+    x = rng.standard_normal((37, 576)).astype(np.float32)
+    native.set_num_threads(1)
+    alone = call(x, weight)
+    native.set_num_threads(3)
+    try:
+        np.testing.assert_array_equal(call(x, weight), alone)
+    finally:
+        native.set_num_threads(1)
+
+
+@pytest.mark.parametrize("format_name", ["q4_offset", "q8", "f32"])
+def test_norm_bias_residual_and_gate_fuse(isa, format_name):
+    rng = np.random.default_rng(3)
+    k_len, n_len = 96, 64
+    x = rng.standard_normal((9, k_len)).astype(np.float32)
+    norm = Norm(jnp.asarray(rng.standard_normal((2, k_len)), jnp.float32), 1e-5)
+    scale = 1 / np.sqrt(np.square(x.astype(np.float64)).mean(-1, keepdims=True) + 1e-5)
+    normed = (x * scale * np.asarray(norm.weight)[1]).astype(np.float32)
+    value = make(rng, format_name, n_len, k_len)
+    weight = packed([value])
+    bias = rng.standard_normal((2, n_len)).astype(np.float32)
+    residual = rng.standard_normal((9, n_len)).astype(np.float32)
+    product = as_kernel_sees(normed, weight) @ dense(value).astype(np.float64).T
+    found = call(x, weight, layer=1, norm=norm, bias=jnp.asarray(bias), residual=jnp.asarray(residual))
+    # Rounding may flip where the norm lands between two codes: allow one step of a few.
+    tolerance = 2e-2 if PACKED_FORMATS[format_name].quantized else 1e-5
+    np.testing.assert_allclose(found, product + bias[1] + residual, atol=tolerance, rtol=0)
+
+    up = make(rng, format_name, n_len, k_len)
+    both = packed([value, up], interleave=True)
+    gate = as_kernel_sees(x, weight) @ dense(value).astype(np.float64).T
+    expected = gate / (1 + np.exp(-gate)) * (as_kernel_sees(x, weight) @ dense(up).astype(np.float64).T)
+    np.testing.assert_allclose(call(x, both, swiglu=True), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("format_name", list(PACKED_FORMATS))
+def test_embedding_rows_are_the_weights_own(isa, format_name):
+    rng = np.random.default_rng(4)
+    value = make(rng, format_name, 50, 64)
+    tokens = jnp.asarray([0, 49, 17, 17, 31], jnp.int32)
+    rows = embed(tokens, packed([value]), jnp.array([5, 0], jnp.int32), platform="native")
+    np.testing.assert_array_equal(np.asarray(rows), dense(value)[np.asarray(tokens)])
+
+
+def test_unlike_parts_unite_exactly():
+    rng = np.random.default_rng(5)
+    kinds = ("q4", "q4_offset", "q8", "q8_zero16", "q8_offset")
+    for a in kinds:
+        for b in (*kinds, "f32"):
+            parts = [make(rng, a, 16, 64), make(rng, b, 16, 64)]
+            for before, after in zip(parts, unify(parts), strict=True):
+                np.testing.assert_allclose(dense(after), dense(before), rtol=1e-3 if "offset" in a + b else 0, atol=1e-6)
+            assert len({packed_format(part) for part in unify(parts)}) == 1
+
+
+def test_wrong_shapes_are_refused(isa):
+    weight = packed([make(np.random.default_rng(6), "q4", 64, 96)])
+    cut = Weight(weight.data[:, :-64], weight.format, weight.shape)
+    with pytest.raises(Exception, match="does not match its layout|wider"):
+        call(np.zeros((2, 96), np.float32), cut)
