@@ -72,7 +72,9 @@ class _Answer:
 
     def __init__(self, engine: Any, texts: Any) -> None:
         self._engine, self._texts = engine, texts
-        self.text, self.token_ids, self.finish_reason = "", [], None
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
         self.num_prompt_tokens = 0
         self.ready_s = self.first_s = self.end_s = 0.0
 
@@ -99,7 +101,7 @@ class _Answer:
                     print(delta.text, end="", flush=True)
         self.end_s = time.perf_counter()
         if echo:
-            print()
+            print(flush=True)  # before anything on standard error
 
     @property
     def tokens_per_s(self) -> float:

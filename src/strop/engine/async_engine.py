@@ -88,9 +88,8 @@ class AsyncEngine:
                 self._sinks.clear()
                 continue
             for event in events:
-                sink = self._sinks.get(event.request_id)
-                if sink is not None:
-                    _send(sink, event)
+                if event.request_id in self._sinks:
+                    _send(self._sinks[event.request_id], event)
 
     def _obey(self, verb: str, what: Any) -> bool:
         if verb == "add":

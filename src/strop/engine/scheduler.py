@@ -99,10 +99,12 @@ class Scheduler:
 
     @property
     def num_free_blocks(self) -> int:
+        """Blocks a sequence could take now, cached prefixes nobody uses included."""
         return self.pool.num_free
 
     @property
     def num_running(self) -> int:
+        """Sequences that hold blocks."""
         return len(self._running)
 
     @property
@@ -112,6 +114,7 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
+        """Whether any sequence still wants tokens."""
         return bool(self._sequences)
 
     def sequence(self, seq_id: int) -> Sequence:

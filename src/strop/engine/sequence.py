@@ -49,14 +49,17 @@ class Sequence:
 
     @property
     def request(self) -> Request:
+        """The request it is a choice of."""
         return self.choices.request
 
     @property
     def params(self) -> SamplingParams:
+        """The request's."""
         return self.choices.request.params
 
     @property
     def num_generated_tokens(self) -> int:
+        """Known tokens after the prompt."""
         return len(self.token_ids) - self.prompt_len
 
     @property

@@ -77,8 +77,8 @@ class GroupQuantized:
             weights += self.offset.astype(np.float32)[:, :, None]
         return weights.reshape(rows, columns)
 
-    def take_rows(self, index: np.ndarray) -> "GroupQuantized":
-        """The same weights with rows picked by an integer `index`; lossless, since no group crosses a row."""
+    def take_rows(self, index: np.ndarray | slice) -> "GroupQuantized":
+        """The same weights with rows picked by integers or a slice; lossless, since no group crosses a row."""
         offset = None if self.offset is None else self.offset[index]
         return GroupQuantized(self.codes[index], self.scale[index], offset, self.zero, self.bits)
 

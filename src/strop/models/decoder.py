@@ -1,12 +1,14 @@
 """The decoder: one loop over the layers' data. It names no family."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from strop.models.layout import Single
-from strop.models.parameters import LayerPlaces, Parameters
+from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.spec import LayerSpec, ModelSpec
-from strop.ops.attention import Rows, attention
+from strop.ops.attention import Cache, Rows, attention
 from strop.ops.embed import embed
 from strop.ops.linear import Norm, linear
 
@@ -15,9 +17,9 @@ def forward(
     params: Parameters,
     spec: ModelSpec,
     rows: Rows,
-    cache: jax.Array | None,
+    cache: Cache,
     layout: Single,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, Cache]:
     """Hidden states float32 [T, D] before the final norm, and the updated cache.
 
     Args:
@@ -37,12 +39,12 @@ def _layer(
     places: LayerPlaces,
     x: jax.Array,
     rows: Rows,
-    cache: jax.Array | None,
+    cache: Cache,
     layout: Single,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, Cache]:
     vectors, platform = params.vectors, layout.platform
 
-    def matrix(place, y, **fused):  # type: ignore[no-untyped-def]
+    def matrix(place: Place, y: jax.Array, **fused: Any) -> jax.Array:
         stack = params.weights[place.stack]
         return linear(y, stack, place.index, rows.counts, platform=platform, layer=layer, **fused)
 

@@ -30,6 +30,7 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
+        """The whole process."""
         return self.weight_bytes + self.cache_bytes + self.activation_bytes + self.runtime_bytes
 
     def describe(self) -> str:

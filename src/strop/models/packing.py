@@ -1,4 +1,4 @@
-"""Canonical values -> the native kernels' tiles (native/kernels/linear.h). Exact: values are re-arranged, never rounded."""
+"""Canonical values -> the native kernels' tiles (native/kernels/linear.h). Exact: re-arranged, never rounded."""
 
 from collections.abc import Sequence
 
@@ -57,9 +57,9 @@ def pack(parts: Sequence[TensorValue], out: np.ndarray, *, interleave: bool = Fa
     k_len = parts[0].shape[1]
     tile_bytes = PACKED_FORMATS[format_name].tile_bytes(k_len)
     if interleave:
-        tiles = out.reshape(-1, 2, tile_bytes)
+        pairs = out.reshape(-1, 2, tile_bytes)
         for i, part in enumerate(parts):
-            _pack_tiles(part, format_name, tiles[:, i])
+            _pack_tiles(part, format_name, pairs[:, i])
         return
     tiles = out.reshape(-1, tile_bytes)
     if len(parts) == 1 or all(part.shape[0] % TILE_COLUMNS == 0 for part in parts):
@@ -133,7 +133,7 @@ def _pack_dense(part: np.ndarray, in_pairs: bool, tiles: np.ndarray) -> None:
     if in_pairs:
         if k_len % 2:
             rows = np.concatenate([rows, np.zeros((rows.shape[0], 1), rows.dtype)], axis=1)
-        by_k = rows.reshape(num_tiles, TILE_COLUMNS, -1, 2).transpose(0, 2, 1, 3)
+        by_k: np.ndarray = rows.reshape(num_tiles, TILE_COLUMNS, -1, 2).transpose(0, 2, 1, 3)
     else:
         by_k = rows.reshape(num_tiles, TILE_COLUMNS, k_len).transpose(0, 2, 1)
     flat = np.ascontiguousarray(by_k).view(np.uint8).reshape(num_tiles, -1)

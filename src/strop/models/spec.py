@@ -70,4 +70,5 @@ class ModelSpec:
 
     @property
     def num_layers(self) -> int:
+        """L."""
         return len(self.layers)

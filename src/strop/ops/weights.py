@@ -20,6 +20,7 @@ class PackedFormat:
 
     @property
     def quantized(self) -> bool:
+        """Whether groups of integers share a scale."""
         return self.bits <= 8
 
     def tile_bytes(self, k_len: int) -> int:
@@ -59,8 +60,10 @@ class Weight:
 
     @property
     def num_tiles(self) -> int:
+        """Tiles of 16 rows in one matrix."""
         return int(self.data.shape[1]) // PACKED_FORMATS[self.format].tile_bytes(self.shape[1])
 
     @property
     def bytes_per_matrix(self) -> int:
+        """As stored, padding included."""
         return int(np.prod(self.data.shape[1:])) * self.data.dtype.itemsize

@@ -1,7 +1,7 @@
 """Rotary positions, the write into the paged cache, and attention over it, as one operation."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.attention, cpu.declines),
     Implementation("reference", ("xla",), reference.attention),
 )
+
+Cache = TypeVar("Cache", bound=jax.Array | None)
+"""The cache array, or None where there is none: what goes in comes back."""
 
 
 class Rows(NamedTuple):
@@ -31,6 +34,8 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
+    """What is static about one call, for choosing an implementation and counting its cost."""
+
     op = "attention"
     num_rows: int
     num_heads: int
@@ -43,7 +48,7 @@ class AttentionCall:
 
 def attention(
     qkv: jax.Array,
-    cache: jax.Array | None,
+    cache: Cache,
     layer: int,
     rows: Rows,
     rope: tuple[jax.Array, jax.Array] | None,
@@ -54,7 +59,7 @@ def attention(
     scale: float,
     block_len: int,
     platform: Platform,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, Cache]:
     """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
 
     Args:

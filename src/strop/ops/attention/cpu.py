@@ -34,7 +34,7 @@ def attention(
         jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
         jax.ShapeDtypeStruct(cache.shape, cache.dtype),
     )
-    return jax.ffi.ffi_call("strop_attention", outs, input_output_aliases={1: 1})(
+    attended, cache = jax.ffi.ffi_call("strop_attention", outs, input_output_aliases={1: 1})(
         qkv,
         cache,
         rows.fields,
@@ -49,6 +49,7 @@ def attention(
         rotary_dim=np.int32(call.rotary_dim),
         scale=np.float32(call.scale),
     )
+    return attended, cache
 
 
 def new_cache(shape: tuple[int, ...]) -> jax.Array:

@@ -16,6 +16,8 @@ _IMPLEMENTATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
+    """What is static about one call, for choosing an implementation and counting its cost."""
+
     op = "embed"
     num_rows: int
     model_dim: int

@@ -26,6 +26,8 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LinearCall:
+    """What is static about one call, for choosing an implementation and counting its cost."""
+
     op = "linear"
     num_rows: int
     k_len: int

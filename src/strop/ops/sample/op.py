@@ -21,6 +21,8 @@ _GREEDY = (
 
 @dataclass(frozen=True, slots=True)
 class SampleCall:
+    """What is static about one call, for choosing an implementation and counting its cost."""
+
     op = "sample"
     num_rows: int
     vocab_size: int
@@ -31,10 +33,14 @@ def sample(
     logits: jax.Array, inputs: SampleInputs, counts: jax.Array, *, num_top: int, platform: Platform
 ) -> SampleOutputs:
     """One token per row of float32 logits [R, V]; counts[1] rows are sampled, the rest are undefined."""
-    call = SampleCall(*logits.shape, num_top)
-    return resolve(_SAMPLE, call, platform)(logits, inputs, counts, num_top)
+    return resolve(_SAMPLE, _call(logits, num_top), platform)(logits, inputs, counts, num_top)
 
 
 def greedy(logits: jax.Array, counts: jax.Array, *, platform: Platform) -> jax.Array:
     """The largest logit's token id, i32 [R], ties to the lowest id, -1 for a row with a NaN: plain greedy rows."""
-    return resolve(_GREEDY, SampleCall(*logits.shape, 0), platform)(logits, counts)
+    return resolve(_GREEDY, _call(logits, 0), platform)(logits, counts)
+
+
+def _call(logits: jax.Array, num_top: int) -> SampleCall:
+    num_rows, vocab_size = logits.shape
+    return SampleCall(num_rows, vocab_size, num_top)
