@@ -80,7 +80,10 @@ class LLM:
         yield from self._run(requests)
 
     def _requests(
-        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None, ids: Iterator[str] | None = None
+        self,
+        prompts: Prompts,
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        ids: Iterator[str] | None = None,
     ) -> tuple[list[Request], list[str | None]]:
         listed: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
         if params is None or isinstance(params, SamplingParams):

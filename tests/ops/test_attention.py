@@ -116,7 +116,15 @@ def test_reference_is_the_same_with_and_without_the_cache():
     case = Case(lengths=(40,))
     rows = make_rows([(0, 0, 40)], case.tables)
     plain, _ = attention(
-        jnp.asarray(case.qkv[0]), None, 0, rows, case.rope, **case.heads, scale=0.125, block_len=BLOCK_LEN, platform="xla"
+        jnp.asarray(case.qkv[0]),
+        None,
+        0,
+        rows,
+        case.rope,
+        **case.heads,
+        scale=0.125,
+        block_len=BLOCK_LEN,
+        platform="xla",
     )
     np.testing.assert_allclose(case.run("xla", ragged(case)), np.asarray(plain), atol=2e-6, rtol=0)
 

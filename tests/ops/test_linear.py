@@ -58,7 +58,9 @@ def as_kernel_sees(x, weight):
 
 def call(x, weight, **options):
     counts = jnp.array([x.shape[0], 0], jnp.int32)
-    return np.asarray(jax.jit(lambda x, w: linear(x, w, 0, counts, platform="native", **options))(jnp.asarray(x), weight))
+    return np.asarray(
+        jax.jit(lambda x, w: linear(x, w, 0, counts, platform="native", **options))(jnp.asarray(x), weight)
+    )
 
 
 @pytest.mark.parametrize("format_name", list(PACKED_FORMATS))
@@ -130,7 +132,9 @@ def test_unlike_parts_unite_exactly():
         for b in (*kinds, "f32"):
             parts = [make(rng, a, 16, 64), make(rng, b, 16, 64)]
             for before, after in zip(parts, unify(parts), strict=True):
-                np.testing.assert_allclose(dense(after), dense(before), rtol=1e-3 if "offset" in a + b else 0, atol=1e-6)
+                np.testing.assert_allclose(
+                    dense(after), dense(before), rtol=1e-3 if "offset" in a + b else 0, atol=1e-6
+                )
             assert len({packed_format(part) for part in unify(parts)}) == 1
 
 

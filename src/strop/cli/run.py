@@ -45,9 +45,7 @@ def run(
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
     )
-    config = EngineConfig(
-        max_num_seqs=1, max_context_len=context, memory_bytes=int(memory * GIB), num_threads=threads
-    )
+    config = EngineConfig(max_num_seqs=1, max_context_len=context, memory_bytes=int(memory * GIB), num_threads=threads)
     from strop.engine.engine import Engine
     from strop.engine.loading import load_model
     from strop.engine.text import StreamDetokenizer, prepare_prompt

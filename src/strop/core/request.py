@@ -57,9 +57,7 @@ class SamplingParams:
         require(isinstance(self.n, int) and 1 <= self.n <= MAX_N, "n", f"an integer from 1 to {MAX_N}")
         require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1, or None for no limit")
         require(self.min_tokens >= 0, "min_tokens", "0 or more")
-        require(
-            self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "not more than max_tokens"
-        )
+        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "not more than max_tokens")
         require(finite("temperature") and self.temperature >= 0, "temperature", "a finite number, 0 or more")
         require(self.top_k >= 0, "top_k", "0 (keep all) or more")
         require(0 < self.top_p <= 1, "top_p", "above 0, at most 1")
@@ -70,7 +68,9 @@ class SamplingParams:
         require(finite("presence_penalty"), "presence_penalty", "a finite number")
         require(finite("frequency_penalty"), "frequency_penalty", "a finite number")
         require(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"from 0 to {MAX_LOGPROBS}, or None"
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "logprobs",
+            f"from 0 to {MAX_LOGPROBS}, or None",
         )
         require(all(s for s in self.stop), "stop", "non-empty strings")
         require(

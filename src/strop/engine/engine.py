@@ -72,7 +72,9 @@ class Engine:
         vocab_size = self.spec.vocab_size
         for token_id in request.prompt_token_ids:
             if not 0 <= token_id < vocab_size:
-                raise RequestError(f"prompt token id {token_id} is out of range: this model has ids 0..{vocab_size - 1}")
+                raise RequestError(
+                    f"prompt token id {token_id} is out of range: this model has ids 0..{vocab_size - 1}"
+                )
         params = request.params
         for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
             for token_id in ids:

@@ -82,9 +82,7 @@ def load_model(
 
     from strop.models.load import load
 
-    params = load(
-        reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash
-    )
+    params = load(reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash)
     return LoadedModel(spec, params, tokenizer, memory, platform), config
 
 

@@ -68,7 +68,9 @@ def _read_role(reader: ParameterReader, layer: int, role: str) -> list[TensorVal
     return unify([reader.read(f"layers.{layer}.{part}") for part in _ROLES[role]])
 
 
-def _assign(spec: ModelSpec, stack_of: Callable[[int, str], str]) -> tuple[dict[str, list[int]], tuple[LayerPlaces, ...]]:
+def _assign(
+    spec: ModelSpec, stack_of: Callable[[int, str], str]
+) -> tuple[dict[str, list[int]], tuple[LayerPlaces, ...]]:
     """Layers of each stack, in order, and every layer's places in them."""
     stacks: dict[str, list[int]] = {}
     ropes = _distinct_ropes(spec)

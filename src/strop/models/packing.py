@@ -22,10 +22,7 @@ def unify(parts: Sequence[TensorValue]) -> list[TensorValue]:
         return list(parts)
     if any(part.offset is not None for part in quantized):
         return [_with_offset(part) for part in quantized]
-    return [
-        GroupQuantized(part.codes + np.uint8(128 - part.zero), part.scale, None, 128, 8)
-        for part in quantized
-    ]
+    return [GroupQuantized(part.codes + np.uint8(128 - part.zero), part.scale, None, 128, 8) for part in quantized]
 
 
 def _with_offset(part: GroupQuantized) -> TensorValue:
