@@ -78,7 +78,7 @@ STROP_INLINE float exp_nonpositive(float x) {
 STROP_INLINE float log_positive(float x) {
   const int32_t bits = bits_of(x);
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;  // x = m 2^exponent, sqrt(1/2) <= m < sqrt(2)
-  const float m = float_of(bits - (exponent << 23)) - 1.0f;
+  const float m = float_of(bits - int32_t(uint32_t(exponent) << 23)) - 1.0f;
   const float e = float(exponent);
   const float square = m * m;
   float p = 7.0376836292e-2f;
