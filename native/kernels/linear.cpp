@@ -8,6 +8,9 @@
 #include <cmath>
 
 #include "kernels/scratch.h"
+#if defined(STROP_AMX)
+#include "simd/amx.h"
+#endif
 #include "simd/vec.h"
 #include "threads/pool.h"
 
@@ -174,6 +177,57 @@ void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activatio
     for (int r = 0; r < kRows; ++r) store(out + (r * kTiles + t) * 16, acc[t][r]);
 }
 
+#if defined(STROP_AMX)
+constexpr int kMinTileRows = 6;  // below that the vector kernel wins
+constexpr int kMaxTileRows = 16;
+
+// The 8-bit codes of one packed tile: itself, or the nibbles expanded into `expanded`.
+const uint8_t* expand_codes(const WeightLayout& layout, const uint8_t* tile, uint8_t* expanded) {
+  if (layout.codes_bytes() == size_t(layout.num_groups()) * 512) return tile;
+  for (int g = 0; g < layout.num_groups(); ++g)
+    for (int slice = 0; slice < 4; ++slice) {
+      const Bytes both = load_bytes(tile + size_t(g) * 256 + slice * 64);
+      store_bytes(expanded + size_t(g) * 512 + slice * 64, low_nibbles(both));
+      store_bytes(expanded + size_t(g) * 512 + (slice + 4) * 64, high_nibbles(both));
+    }
+  return expanded;
+}
+
+// As quantised_tile, for one tile and up to 16 rows: the integer products come from AMX, the rest is the same.
+template <bool kOffset>
+void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* codes8, const Activations& acts, int row0,
+              int rows, float* out) {
+  const int num_groups = layout.num_groups(), k_len = layout.k_len;
+  const int8_t* codes = acts.codes + size_t(row0) * k_len;
+  const uint8_t* scales = tile + layout.codes_bytes();
+  alignas(64) int32_t sums[2][kMaxTileRows * 16];
+  Floats acc[kMaxTileRows];
+  for (Floats& a : acc) a = zero_floats();
+  tile_product<0>(codes, k_len, codes8, sums[0]);
+  for (int g = 0; g < num_groups; ++g) {
+    if (g + 1 < num_groups) {
+      const int8_t* left = codes + (g + 1) * kGroupLen;
+      const uint8_t* right = codes8 + size_t(g + 1) * 512;
+      if (g % 2) tile_product<0>(left, k_len, right, sums[0]);
+      else tile_product<1>(left, k_len, right, sums[1]);
+    }
+    const Floats w_scale = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(g) * 32));
+    Floats w_offset;
+    if constexpr (kOffset) w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups + g) * 32));
+#pragma GCC unroll 16
+    for (int r = 0; r < kMaxTileRows; ++r) {
+      if (r >= rows) break;
+      const size_t at = size_t(row0 + r) * num_groups + g;
+      Ints total = load_ints(sums[g % 2] + r * 16);
+      if constexpr (kOffset) acc[r] = fma(w_offset, broadcast(acts.sum[at]), acc[r]);
+      else total = add(total, broadcast_int(acts.zero_sum[at]));
+      acc[r] = fma(to_floats(total), mul(w_scale, broadcast(acts.scale[at])), acc[r]);
+    }
+  }
+  for (int r = 0; r < rows; ++r) store(out + r * 16, acc[r]);
+}
+#endif
+
 using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&, int, float*);
 
 template <int kRows, int kTiles>
@@ -245,33 +299,73 @@ Floats with_bias(const LinearArgs& args, int tile, const float* lanes) {
   return args.bias ? add(value, load(args.bias + tile * 16)) : value;
 }
 
+// Epilogue of `rows` rows from `row` on, for `tiles` products in out [rows][tiles * 16]; with kSwiglu a last odd product
+// has its partner in `partner`.
+void finish_block(const LinearArgs& args, int tile, int tiles, int row, int rows, const float* out,
+                  const float* partner) {
+  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
+  for (int r = 0; r < rows; ++r)
+    for (int t = 0; t < tiles; t += swiglu ? 2 : 1) {
+      const float* first = out + (r * tiles + t) * 16;
+      if (!swiglu) {
+        finish(args, row + r, (tile + t) * 16, with_bias(args, tile + t, first));
+        continue;
+      }
+      const float* second = partner ? partner + r * 16 : first + 16;
+      finish(args, row + r, (tile + t) / 2 * 16,
+             sigmoid_times(with_bias(args, tile + t, first), with_bias(args, tile + t + 1, second)));
+    }
+}
+
+#if defined(STROP_AMX)
+void run_tiles_amx(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end) {
+  const WeightLayout& layout = args.layout;
+  const int num_blocks = (row_end - row_begin + kMaxTileRows - 1) / kMaxTileRows;
+  const int unit = args.epilogue == Epilogue::kSwiglu ? 2 : 1;
+  const size_t expanded_bytes = size_t(layout.num_groups()) * 512;
+  auto* expanded = static_cast<uint8_t*>(scratch_bytes<5>(2 * expanded_bytes));
+  alignas(64) float out[2][kMaxTileRows * 16];
+  int configured = 0;
+  for (int tile = begin; tile < end; tile += unit) {
+    const uint8_t* weights[2];
+    const uint8_t* codes[2];
+    for (int t = 0; t < unit; ++t) {
+      weights[t] = args.weights + size_t(tile + t) * layout.tile_bytes();
+      codes[t] = expand_codes(layout, weights[t], expanded + t * expanded_bytes);
+    }
+    for (int block = 0, row = row_begin; block < num_blocks; ++block) {
+      const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
+      if (rows != configured) begin_tiles(tile_config(configured = rows));
+      for (int t = 0; t < unit; ++t)
+        (layout.has_offset() ? amx_tile<true> : amx_tile<false>)(layout, weights[t], codes[t], acts, row, rows, out[t]);
+      finish_block(args, tile, 1, row, rows, out[0], unit == 2 ? out[1] : nullptr);
+      row += rows;
+    }
+  }
+  end_tiles();
+}
+#endif
+
 // Tiles [begin, end) for rows [row_begin, row_end).
 void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end) {
   const int num_rows = row_end - row_begin;
+#if defined(STROP_AMX)
+  if (args.layout.quantised() && num_rows >= kMinTileRows) return run_tiles_amx(args, acts, begin, end, row_begin, row_end);
+#endif
   const int num_blocks = (num_rows + kMaxRows - 1) / kMaxRows;
   const size_t tile_bytes = args.layout.tile_bytes();
-  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
   alignas(64) float out[2][kMaxRows * kMaxTiles * 16];
   for (int tile = begin; tile < end;) {
     int tiles = std::min(tiles_for((num_rows + num_blocks - 1) / num_blocks), end - tile);
     if (tiles == 3) tiles = 2;
-    const int advance = swiglu && tiles == 1 ? 2 : tiles;
+    const int advance = args.epilogue == Epilogue::kSwiglu && tiles == 1 ? 2 : tiles;
     const uint8_t* weights = args.weights + size_t(tile) * tile_bytes;
     for (int block = 0, row = row_begin; block < num_blocks; ++block) {
       const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
       const TileFn fn = pick(args.layout.format, rows, tiles);
       fn(args.layout, weights, acts, row, out[0]);
       if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, out[1]);
-      for (int r = 0; r < rows; ++r)
-        for (int t = 0; t < advance; t += swiglu ? 2 : 1) {
-          const float* first = out[0] + (r * tiles + t) * 16;
-          const float* second = advance > tiles ? out[1] + r * 16 : first + 16;
-          if (swiglu)
-            finish(args, row + r, (tile + t) / 2 * 16,
-                   sigmoid_times(with_bias(args, tile + t, first), with_bias(args, tile + t + 1, second)));
-          else
-            finish(args, row + r, (tile + t) * 16, with_bias(args, tile + t, first));
-        }
+      finish_block(args, tile, tiles, row, rows, out[0], advance > tiles ? out[1] : nullptr);
       row += rows;
     }
     tile += advance;

@@ -82,6 +82,7 @@ inline void store_int8(int8_t* p, Ints a) {
 }
 
 inline Bytes load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_bytes(void* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
 inline Bytes low_nibbles(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
 inline Bytes high_nibbles(Bytes a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
@@ -223,6 +224,11 @@ inline void store_int8(int8_t* p, Ints a) {
 inline Bytes load_bytes(const void* p) {
   auto q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline void store_bytes(void* p, Bytes a) {
+  auto q = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, a.lo);
+  _mm256_storeu_si256(q + 1, a.hi);
 }
 inline Bytes low_nibbles(Bytes a) {
   const __m256i mask = _mm256_set1_epi8(0x0f);

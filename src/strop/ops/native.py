@@ -56,8 +56,8 @@ def isa() -> str | None:
     return lib.strop_isa().decode() if lib is not None else None
 
 
-ISAS = ("avx512_bf16", "avx512_vnni", "avx2")
-"""Every instruction set the library has kernels for, best first."""
+ISAS = ("amx", "avx512_bf16", "avx512_vnni", "avx2", "amx_emulated")
+"""Every instruction set the library has kernels for, best first; the last runs AMX's part in plain code, for tests."""
 
 
 def select_isa(name: str) -> bool:
