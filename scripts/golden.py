@@ -86,7 +86,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt for SmolLM2: plain text, or the user's message (after an optional system message) in its chat template."""
+    """A prompt for SmolLM2: plain text, or the user's message (after an optional system one) in its chat template."""
 
     name: str
     text: str
@@ -111,8 +111,8 @@ NUM_GREEDY = 64
 
 PASSAGE = (
     "The lighthouse keeper climbed the spiral stairs every evening just before sunset, carrying a can of oil and a box "
-    "of matches. From the gallery he could see the fishing boats coming home, their sails red in the last light of day, "
-    "and he counted them one by one."
+    "of matches. From the gallery he could see the fishing boats coming home, their sails red in the last light of "
+    "day, and he counted them one by one."
 )
 PASSAGE_LEN = 48
 PASSAGE_POSITIONS = (0, 15, 31, 47)
@@ -161,7 +161,7 @@ def greedy(model: Any, tokens: list[int], num_tokens: int) -> tuple[list[int], f
     return generated, min(gaps)
 
 
-# --- tiny random models -------------------------------------------------------------------------------------------------
+# --- tiny random models -------------------------------------------------------------------------------------------
 
 
 def randomise(model: Any, rng: np.random.Generator) -> None:
@@ -237,7 +237,7 @@ def make_tiny(variant: Variant, folder: Path) -> None:
     )
 
 
-# --- SmolLM2 ------------------------------------------------------------------------------------------------------------
+# --- SmolLM2 ------------------------------------------------------------------------------------------------------
 
 
 def smollm2_path() -> Path:

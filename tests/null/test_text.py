@@ -59,7 +59,7 @@ def naive(params: SamplingParams, ids: list[int]) -> tuple[str, str | None, int]
         return codecs.utf_8_decode(data, "replace", False)[0]
 
     whole = TOKENIZER.decode(ids, params.skip_special_tokens, continuation=True)
-    unmatched_len = len(stable(min(params.min_tokens, len(ids))))
+    unmatched_len = len(stable(params.min_tokens)) if len(ids) > params.min_tokens else len(whole)
     ends = sorted(
         (position + len(stop), -len(stop), stop)
         for stop in params.stop
@@ -103,6 +103,7 @@ def cases(draw: st.DrawFn) -> tuple[SamplingParams, list[list[int]]]:
 @example((SamplingParams(stop=("abcd", "bc")), [ids_of("xab"), ids_of("c")]))
 @example((SamplingParams(stop=("aab",)), [ids_of("aaa"), ids_of("b")]))
 @example((SamplingParams(stop=("\ufffd",)), [ids_of("é")[:1], [2 + 0xC2]]))
+@example((SamplingParams(stop=("\ufffd",), min_tokens=3), [ids_of("é")[:1]]))
 def test_any_chunking_gives_the_naive_text(case: tuple[SamplingParams, list[list[int]]]) -> None:
     params, chunks = case
     ids = [token_id for chunk in chunks for token_id in chunk]

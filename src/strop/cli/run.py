@@ -119,7 +119,8 @@ class _Answer:
         share = f", {self.share_of_limit():.0%} of this machine's limit" if len(self.token_ids) > 8 else ""
         return (
             f"[{len(self.token_ids)} tokens, {self.tokens_per_s:.1f} tokens/s{share}; first token "
-            f"{(self.first_s - self.ready_s) * 1e3:.0f} ms after the prompt, {self.first_s - _START:.2f} s after the start]"
+            f"{(self.first_s - self.ready_s) * 1e3:.0f} ms after the prompt, "
+            f"{self.first_s - _START:.2f} s after the start]"
         )
 
     def as_json(self) -> dict[str, Any]:

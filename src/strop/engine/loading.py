@@ -63,8 +63,8 @@ def load_model(
     platform: Platform = "native" if jax.default_backend() == "cpu" and reason is None else "xla"
     if reason is not None:
         log.warning(
-            "running on XLA without the native kernels (%s): the weights are dequantised to float32, which takes 4 to 7 "
-            "times the memory of 4-bit weights and is several times slower",
+            "running on XLA without the native kernels (%s): the weights are dequantised to float32, which takes 4 to "
+            "7 times the memory of 4-bit weights and is several times slower",
             reason,
         )
     memory = plan_memory(

@@ -35,7 +35,7 @@ class Packer:
     """Gathers a plan's rows; keeps each sequence's block table as a row of an array between steps."""
 
     def __init__(self, max_num_seqs: int, max_table_len: int, block_len: int, *, exact_tables: bool) -> None:
-        """With `exact_tables` the table is as wide as the plan needs (a power of 2), otherwise always at its maximum."""
+        """With `exact_tables` the table is as wide as the plan needs (a power of 2), else always at its maximum."""
         self._tables = np.zeros((max_num_seqs, max_table_len), np.int32)
         self._kept: dict[int, list[int]] = {}  # seq_id -> [row of _tables, table_version, entries copied]
         self._free = list(range(max_num_seqs))

@@ -93,6 +93,7 @@ class StreamDetokenizer:
             return _delta(event, text)
         pieces = []
         for num_used, spelling in enumerate(spellings, 1):
+            choice.num_tokens += 1
             piece, stop = self._advance(choice, choice.decoder.decode(spelling), self._stops)
             pieces.append(piece)
             if stop is not None:
@@ -115,7 +116,6 @@ class StreamDetokenizer:
 
     def _advance(self, choice: "_Choice", text: str, stops: "StopMatcher") -> tuple[str, str | None]:
         """Text that is certain once `text` follows what is held, and the stop string that ended the choice."""
-        choice.num_tokens += 1
         if choice.num_tokens <= self._params.min_tokens:
             return text, None
         choice.node, num_read, stop_len = stops.scan(choice.node, text)

@@ -113,8 +113,8 @@ def plan_memory(
         raise CapacityError(
             f"the model does not fit: weights {_size(weights)} + runtime {_size(RUNTIME_BYTES)} + activations "
             f"{_size(activations)} + a cache of at least {_size(wanted)} need "
-            f"{_size(weights + RUNTIME_BYTES + activations + wanted)}, but the limit is {_size(limit)}: raise --memory if "
-            "the machine has more, lower num_blocks, max_step_tokens or max_num_seqs, or take a smaller or more "
+            f"{_size(weights + RUNTIME_BYTES + activations + wanted)}, but the limit is {_size(limit)}: raise --memory "
+            "if the machine has more, lower num_blocks, max_step_tokens or max_num_seqs, or take a smaller or more "
             "strongly quantised model"
         )
     return MemoryPlan(
