@@ -25,7 +25,10 @@ STROP = [sys.executable, "-c", "from strop.cli.main import main; main()"]
 class Contender(Protocol):
     """Anything that can be measured."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the report."""
+        ...
 
     def measure(self, workload: Workload) -> float:
         """The workload's value, in its unit. StropError when this contender cannot."""

@@ -51,15 +51,16 @@ class LlamaCpp:
         first_s, _, peak_rss_bytes = first_token(self._completion(1 if workload.row == "start" else ANSWER_TOKENS))
         return first_s if workload.row == "start" else peak_rss_bytes / 2**20
 
-    def logits(self, windows: np.ndarray) -> Iterator[np.ndarray | TopLogprobs]:
+    def logits(self, windows: np.ndarray, *, one_by_one: bool) -> Iterator[np.ndarray | TopLogprobs]:
         """By llama_logits, which writes float32 logits window after window."""
         program = self._spec.programs / "llama_logits"
         if not program.exists():
             raise StropError(f"{program} is missing: build scripts/llama_logits.cpp against llama.cpp")
+        per_call = "1" if one_by_one else str(windows.shape[1])
         with tempfile.NamedTemporaryFile(suffix=".i32") as tokens:
             tokens.write(np.ascontiguousarray(windows, np.int32).tobytes())
             tokens.flush()
-            command = [str(program), str(self._weights), tokens.name, "/dev/stdout", str(windows.shape[1]), "1", "f16"]
+            command = [str(program), str(self._weights), tokens.name, "/dev/stdout", per_call, "1", "f16"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
                 assert process.stdout is not None
                 vocab_size = 0

@@ -56,8 +56,10 @@ class WorkerPeer:
         whole_s = self._generate(batch, PROMPT_TOKENS, ANSWER_TOKENS + 1)
         return batch * ANSWER_TOKENS / max(whole_s - self._generate(batch, PROMPT_TOKENS, 1), 1e-9)
 
-    def logits(self, windows: np.ndarray) -> Iterator[np.ndarray | TopLogprobs]:
+    def logits(self, windows: np.ndarray, *, one_by_one: bool) -> Iterator[np.ndarray | TopLogprobs]:
         """All logits, or the most probable tokens where the engine gives no more."""
+        if one_by_one:
+            raise StropError(f"{self._spec.name} takes no part: it cannot be told which token it generated")
         self._start(self._spec.candidates("prefill")[0])
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "window.npz"

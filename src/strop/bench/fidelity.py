@@ -1,0 +1,182 @@
+"""How far next-token distributions are from float32 on the same dequantised weights: teacher forcing, plain English.
+
+KL(reference || measured) in nats, per position, with bootstrap intervals. The reference is our own decoder on its
+reference operations, all in float32, without a cache.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from strop.bench.peers import TopLogprobs
+from strop.core.errors import StropError
+from strop.engine.engine import Engine
+from strop.formats.checkpoint import open_checkpoint
+from strop.models import decoder
+from strop.models.layout import Single
+from strop.models.load import load
+from strop.models.parameters import Parameters
+from strop.models.reader import ParameterReader, load_spec
+from strop.models.spec import ModelSpec
+from strop.ops.attention import Rows
+
+WINDOW_TOKENS = 512
+NUM_WINDOWS = 9
+"""4,590 scored positions."""
+NUM_DECODE_WINDOWS = 2
+"""Of them, those that are also scored one token at a time: 1,020 positions."""
+_BLOCK_POSITIONS = 32
+"""Neighbours share their context, so the bootstrap draws runs of them."""
+_NUM_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, and where 95 % of its bootstrap draws lie."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """One engine's distance from the reference."""
+
+    kl_nat: Interval
+    perplexity_ratio: Interval
+    top1_agreement: float
+    num_positions: int
+    is_bound: bool = False
+    """The engine told only its most probable tokens, so the real KL may be higher."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Per scored position [positions]."""
+
+    kl: np.ndarray
+    nll_difference: np.ndarray
+    """Of the next token of the text: measured less reference."""
+    agrees: np.ndarray
+
+
+def english_windows(encode: Callable[[str], list[int]]) -> np.ndarray:
+    """The text's tokens, int32 [windows, WINDOW_TOKENS].
+
+    Raises:
+        StropError: this tokenizer makes too few tokens of it.
+    """
+    text = resources.files("strop.bench").joinpath("data/english.txt").read_text()
+    ids = np.array(encode(text), np.int32)
+    num_windows = min(NUM_WINDOWS, len(ids) // WINDOW_TOKENS)
+    if num_windows < NUM_DECODE_WINDOWS:
+        raise StropError(f"the fidelity text has only {len(ids)} tokens here; {WINDOW_TOKENS * 2} are needed")
+    return ids[: num_windows * WINDOW_TOKENS].reshape(num_windows, WINDOW_TOKENS)
+
+
+@partial(jax.jit, static_argnames=("spec",))
+def _reference_logits(params: Parameters, tokens: jax.Array, spec: ModelSpec) -> jax.Array:
+    """float32 [T, V] of tokens [T] at positions 0.."""
+    num_rows = tokens.shape[0]
+    places = jnp.arange(num_rows, dtype=jnp.int32)
+    zeros = jnp.zeros_like(places)
+    fields = jnp.stack([tokens, places, places, zeros, places + 1, zeros])
+    rows = Rows(fields, jnp.zeros((1, 1), jnp.int32), jnp.full(2, num_rows, jnp.int32))
+    layout = Single("xla")
+    hidden, _ = decoder.forward(params, spec, rows, None, layout)
+    return decoder.logits(params, spec, hidden, rows.counts, layout)
+
+
+class Reference:
+    """Float32 logits of windows, computed once and kept."""
+
+    def __init__(self, model: str, windows: np.ndarray) -> None:
+        checkpoint = open_checkpoint(model)
+        spec = load_spec(checkpoint)
+        reader = ParameterReader(checkpoint, spec)
+        params = load(reader, spec, "xla", num_positions=WINDOW_TOKENS, source_hash=checkpoint.source_hash)
+        self.windows = windows
+        with tempfile.TemporaryFile() as file:  # on disk: a large vocabulary makes gigabytes of it
+            self.logits = np.memmap(file, np.float32, "w+", shape=(*windows.shape, spec.vocab_size))
+        for i, window in enumerate(windows):
+            self.logits[i] = np.asarray(_reference_logits(params, jnp.asarray(window), spec))
+
+    def compare(self, measured: Iterable[np.ndarray | TopLogprobs], first: int = 0) -> Fidelity:
+        """Scores logits of consecutive windows from `first` on, but for positions without context or successor."""
+        scores, is_bound = [], False
+        for i, logits in enumerate(measured, first):
+            if isinstance(logits, TopLogprobs):
+                scores.append(_score_top(self.logits[i], logits, self.windows[i]))
+                is_bound = True
+            else:
+                parts = _score(self.logits[i], logits, self.windows[i])
+                scores.append(_Scores(*(np.asarray(part, np.float64) for part in parts)))
+        kl = np.concatenate([score.kl for score in scores])
+        difference = np.concatenate([score.nll_difference for score in scores])
+        ratio = _interval(difference)
+        return Fidelity(
+            _interval(kl),
+            Interval(*(float(np.exp(value)) for value in (ratio.mean, ratio.low, ratio.high))),
+            float(np.mean(np.concatenate([score.agrees for score in scores]))),
+            len(kl),
+            is_bound,
+        )
+
+
+def our_logits(engine: Engine, windows: np.ndarray, *, one_by_one: bool) -> Iterator[np.ndarray]:
+    """The engine's own logits through its cache: as a prompt, or as if every token but the first were generated."""
+    for window in windows:
+        ids = [int(token) for token in window]
+        yield np.concatenate(list(engine.score(ids, decode_from=1 if one_by_one else None)))
+
+
+@jax.jit
+def _score(reference: jax.Array, measured: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """KL, difference of negative log likelihoods, agreement: each [T - 2].
+
+    With d the difference of logits less its mean under the reference, KL = log E[exp d]; E[d] = 0, so it is
+    log1p(E[expm1(d) - d]), whose terms are all of the KL's own size: float32 is enough.
+    """
+    r, m, following = reference[1:-1], measured[1:-1], tokens[2:]
+    log_p = jax.nn.log_softmax(r)
+    p = jnp.exp(log_p)
+    d = m - r
+    d = d - (p * d).sum(-1, keepdims=True)
+    kl = jnp.log1p((p * (jnp.expm1(d) - d)).sum(-1))
+    at = (jnp.arange(following.shape[0]), following)
+    return kl, log_p[at] - jax.nn.log_softmax(m)[at], r.argmax(-1) == m.argmax(-1)
+
+
+def _score_top(reference: np.ndarray, measured: TopLogprobs, tokens: np.ndarray) -> _Scores:
+    """A lower bound of the KL: all tokens the engine did not name count as one."""
+    r = reference[1:-1].astype(np.float64)
+    r -= r.max(-1, keepdims=True)
+    log_p = r - np.log(np.exp(r).sum(-1, keepdims=True))
+    ids, log_q = measured.token_ids[1:-1], measured.logprobs[1:-1].astype(np.float64)
+    log_p_named = np.take_along_axis(log_p, ids, -1)
+    p_named, q_named = np.exp(log_p_named), np.exp(log_q)
+    p_rest = np.clip(1.0 - p_named.sum(-1), 1e-12, None)
+    q_rest = np.clip(1.0 - q_named.sum(-1), 1e-12, None)
+    kl = (p_named * (log_p_named - log_q)).sum(-1) + p_rest * np.log(p_rest / q_rest)
+    following = tokens[2:, None]
+    named = ids == following
+    next_log_q = np.where(
+        named.any(-1), np.where(named, log_q, 0.0).sum(-1), np.log(q_rest / (r.shape[-1] - ids.shape[-1]))
+    )
+    next_log_p = np.take_along_axis(log_p, following, -1)[:, 0]
+    return _Scores(np.maximum(kl, 0.0), next_log_p - next_log_q, r.argmax(-1) == ids[:, 0])
+
+
+def _interval(values: np.ndarray) -> Interval:
+    """Block bootstrap of the mean."""
+    blocks = np.array([block.mean() for block in np.array_split(values, max(1, len(values) // _BLOCK_POSITIONS))])
+    draws = np.random.default_rng(0).integers(0, len(blocks), (_NUM_DRAWS, len(blocks)))
+    low, high = np.quantile(blocks[draws].mean(-1), [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))

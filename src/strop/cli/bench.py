@@ -1,0 +1,75 @@
+"""`strop bench MODEL`: a card, the machine's limit, what we reach of it, and how others do."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from strop.core.errors import RequestError, StropError
+
+ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help="GGUF file, Hugging Face folder, artifact folder, or Hub id.")],
+    against: Annotated[str, typer.Option(help="Engines to measure beside ours: llama.cpp,openvino,vllm.")] = "",
+    peers: Annotated[Path | None, typer.Option(help="Where they are installed; default ~/.cache/strop/peers.")] = None,
+    rows: Annotated[str, typer.Option(help="What to measure.")] = ",".join(ROWS),
+    batches: Annotated[str, typer.Option(help="Batch sizes of the decode and throughput rows.")] = "1,8,16,32",
+    repeats: Annotated[int, typer.Option(help="Rounds; every engine runs once in each. Values are medians.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads that compute, for everybody; 0 means the usable cores.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+) -> None:
+    """Measures a model on this machine. Ends with exit code 1 when a row beats the probed limit."""
+    from strop.bench.peers import default_directory
+    from strop.bench.report import shares_above_one
+    from strop.bench.session import BenchOptions, run_bench
+
+    options = BenchOptions(
+        model,
+        frozenset(_names("--rows", rows, ROWS)),
+        tuple(_batches(batches)),
+        _at_least_one("--repeats", repeats),
+        threads,
+        tuple(name.strip() for name in against.split(",") if name.strip()),
+        peers or default_directory(),
+    )
+    report = run_bench(options, lambda text: print(text, flush=True))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_json(), indent=1))
+    if shares_above_one(report):
+        sys.exit(1)
+
+
+def _names(option: str, text: str, accepted: tuple[str, ...]) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in accepted:
+            raise RequestError(f"{option} {name!r} is unknown: choose from {', '.join(accepted)}")
+    return names
+
+
+def _batches(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise RequestError(f"--batches {text!r} is not a list of batch sizes: give integers of 1 or more, like 1,8")
+    return [int(part) for part in parts]
+
+
+def _at_least_one(option: str, value: int) -> int:
+    if value < 1:
+        raise RequestError(f"{option} {value} is out of range: at least 1")
+    return value
+
+
+def command(arguments: list[str]) -> None:
+    """Runs the verb; errors a user can act on become one line and exit code 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(bench)
+    try:
+        app(arguments, prog_name="strop bench")
+    except StropError as error:
+        print(f"strop: {error}", file=sys.stderr)
+        sys.exit(1)
