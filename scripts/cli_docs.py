@@ -34,10 +34,10 @@ def _verb(verb: str) -> Iterator[str]:
     options = [param for param in params if param.param_type_name == "option"]
     defaults = {name: parameter.default for name, parameter in signature(function).parameters.items()}
     yield f"## strop {verb}\n"
-    yield f"`strop {verb} {' '.join(param.human_readable_name.upper() for param in arguments)} [options]`\n"
+    yield f"`strop {verb} {' '.join(param.name.upper() for param in arguments)} [options]`\n"
     yield cleandoc(function.__doc__) + "\n"
     for param in arguments:
-        yield f"- `{param.human_readable_name.upper()}`: {param.help}"
+        yield f"- `{param.name.upper()}`: {param.help}"
     yield "\n| option | default | |\n|---|---|---|"
     for param in options:
         yield f"| `{', '.join(param.opts)}` | {_default(defaults[param.name])} | {param.help} |"
