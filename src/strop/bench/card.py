@@ -42,8 +42,8 @@ def describe_rates(rates: MachineRates, costs: CostModel, workloads: list[Worklo
     peaks = ", ".join(f"{kind} {rate / 1e12:.2f} T/s" for kind, rate in rates.flops_per_s.items())
     lines = [
         f"machine            {rates.isa}, {rates.num_threads} threads: {peaks}",
-        f"read bandwidth     at {rates.working_set_bytes / MIB:.0f} MiB: {rates.read_bytes_per_s / GIB:.1f} GiB/s in 4 KiB "
-        f"pages, {rates.read_huge_bytes_per_s / GIB:.1f} in 2 MiB pages",
+        f"read bandwidth     at {rates.working_set_bytes / MIB:.0f} MiB: {rates.read_bytes_per_s / GIB:.1f} GiB/s in "
+        f"4 KiB pages, {rates.read_huge_bytes_per_s / GIB:.1f} in 2 MiB pages",
     ]
     for workload in workloads:
         best = costs.best_value(workload, rates)
