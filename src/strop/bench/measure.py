@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, Workload, prompts
 from strop.core.errors import StropError
 from strop.core.request import Request, SamplingParams
-from strop.engine.engine import Engine
 from strop.machine.probe import KernelClock
+
+if TYPE_CHECKING:  # importing this module must not drag in jax
+    from strop.engine.engine import Engine
 
 STROP = [sys.executable, "-c", "from strop.cli.main import main; main()"]
 """The command itself, whether or not a script of that name is on the path."""
@@ -57,7 +59,7 @@ class StepSample:
 class Ours:
     """Our engine, in this process; `start` and `rss` in processes of their own."""
 
-    engine: Engine
+    engine: "Engine"
     model: str
     num_threads: int
     clock: KernelClock | None = None

@@ -17,6 +17,8 @@ from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, Workload
 from strop.core.errors import StropError
 
 _BATCH_TOKENS = 2048
+TIMEOUT_S = 900.0
+"""An engine that waits for its threads by spinning takes forever beside a busy neighbour."""
 
 
 class LlamaCpp:
@@ -30,12 +32,11 @@ class LlamaCpp:
     def describe(self) -> dict[str, str]:
         """The build number and the `system_info` line."""
         if not self._described:
-            run = subprocess.run(self._completion(1), capture_output=True, text=True, check=False)
-            text = run.stdout + run.stderr
-            isa = re.search(r"system_info:.*", text)
-            build = re.search(r"build\s*:\s*(\S+)", text)
+            isa = re.search(r"system_info:.*", _run(self._completion(1)).stderr)
+            shown = _run([str(self._spec.programs / "llama-completion"), "--version"])
+            version = re.search(r"version: (.*)", shown.stderr + shown.stdout)
             self._described = {
-                "version": build.group(1) if build else self._spec.pinned_version,
+                "version": version.group(1) if version else "unknown",
                 "isa": isa.group(0) if isa else "unknown",
                 "weights": self._weights.name,
             }
@@ -94,14 +95,8 @@ class LlamaCpp:
         return batch * ANSWER_TOKENS / float(result["t"])
 
     def _output(self, program: str, options: list[str]) -> str:
-        command = [str(self._spec.programs / program), "-m", str(self._weights), "-t", str(self._num_threads), *options]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise StropError(f"{command[0]} cannot be run: {error}") from error
-        if run.returncode != 0:
-            raise StropError(f"{program} ended with {run.returncode}: {run.stderr.strip()[-300:]}")
-        return run.stdout
+        weights = ["-m", str(self._weights), "-t", str(self._num_threads)]
+        return _run([str(self._spec.programs / program), *weights, *options]).stdout
 
     def _completion(self, num_tokens: int) -> list[str]:
         prompt = " time" * (1 if num_tokens == 1 else PROMPT_TOKENS)
@@ -123,12 +118,23 @@ class LlamaCpp:
             partial = path.with_suffix(f".{os.getpid()}.partial")
             program = self._spec.programs / "llama-quantize"
             command = [str(program), "--allow-requantize", str(model_file), str(partial), kind]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode != 0:
+            try:
+                _run(command)
+                partial.replace(path)
+            finally:
                 partial.unlink(missing_ok=True)
-                raise StropError(f"llama-quantize to {kind} ended with {run.returncode}: {run.stderr.strip()[-300:]}")
-            partial.replace(path)
         return path
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Its output; StropError when it cannot start, fails, or takes longer than any measurement may."""
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StropError(f"{command[0]} gave no result: {error}"[:500]) from error
+    if run.returncode != 0:
+        raise StropError(f"{command[0]} ended with {run.returncode}: {run.stderr.strip()[-300:]}")
+    return run
 
 
 def _options(flags: Flags) -> list[str]:
