@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SMALL = EngineConfig(max_num_seqs=4, max_step_tokens=64, max_context_len=128, num_blocks=6, num_threads=2)
-"""One size for all tests, so that each step is compiled once: 5 pages of 32 tokens, a third of what 4 sequences can want."""
+"""One size for all tests, so that each step is compiled once: 5 pages of 32 tokens, a third of what 4 can want."""
 
 
 @pytest.fixture(autouse=True, scope="session")

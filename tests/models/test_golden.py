@@ -28,8 +28,8 @@ from strop.ops.dispatch import Platform
 GOLDEN = Path(__file__).parent.parent / "golden"
 TINY = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 BF16_ATTENTION = {"f32": (0.006, 0.035), "bf16": (0.01, 0.045)}
-"""Root mean square and largest error of a logit (their rms is 1) with queries, keys, values and probabilities rounded to
-bf16, which is 0.4 % of a value each time. bf16 weights round their inputs as well."""
+"""Root mean square and largest error of a logit (their rms is 1) with queries, keys, values and probabilities rounded
+to bf16, which is 0.4 % of a value each time. bf16 weights round their inputs as well."""
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
