@@ -59,7 +59,8 @@ class LLM:
             pieces.setdefault((delta.request_id, delta.index), []).append(delta.text)
             choice.token_ids += delta.token_ids
             if delta.logprobs:
-                choice.logprobs = [*(choice.logprobs or []), *delta.logprobs]
+                choice.logprobs = choice.logprobs or []
+                choice.logprobs += delta.logprobs
             if delta.finish_reason is not None:
                 choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
                 choice.text = "".join(pieces.pop((delta.request_id, delta.index)))
@@ -103,6 +104,8 @@ class LLM:
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Delta]:
         engine = self.engine
+        if engine.has_unfinished:
+            raise RequestError("this LLM is answering already: exhaust or close() the stream first, or use AsyncEngine")
         added: list[str] = []
         try:
             for request in requests:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from strop.core.config import GIB, EngineConfig
-from strop.core.errors import StropError
+from strop.core.errors import RequestError, StropError
 from strop.core.request import SamplingParams
 
 _START = time.perf_counter()
@@ -45,14 +45,18 @@ def run(
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
     )
+    if not 0 <= memory < 1e9:
+        raise RequestError(f"--memory {memory} is out of range: give GiB, or 0 for what is available")
     config = EngineConfig(max_num_seqs=1, max_context_len=context, memory_bytes=int(memory * GIB), num_threads=threads)
+    text = _standard_input() if prompt == "-" else prompt
+    if not text:
+        raise RequestError("the prompt is empty: give some text, or '-' to read standard input")
     from strop.engine.engine import Engine
     from strop.engine.loading import load_model
     from strop.engine.text import StreamDetokenizer, prepare_prompt
 
     loaded, config = load_model(model, config, on_plan=lambda plan: print(plan.describe(), file=sys.stderr))
     engine = Engine(loaded, config)
-    text = sys.stdin.read() if prompt == "-" else prompt
     messages = [{"role": "system", "content": system}] if system else []
     is_chat = not raw and engine.tokenizer.chat_template is not None
     prepared: Any = [*messages, {"role": "user", "content": text}] if is_chat else text
@@ -63,6 +67,15 @@ def run(
         print(json.dumps(answer.as_json()))
     else:
         print(answer.summary(), file=sys.stderr)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt on standard input is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
 
 
 class _Answer:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +25,8 @@ class AsyncEngine:
         self._commands: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._sinks: dict[str, _Sink] = {}  # touched by the engine's thread only
         self._ids = count()
+        self._is_closed = False
+        self._lock = threading.Lock()  # nothing may be queued behind "close": nobody would read it
         self._thread = threading.Thread(target=self._serve, name="strop-engine", daemon=True)
         self._thread.start()
 
@@ -37,6 +40,7 @@ class AsyncEngine:
 
         Raises:
             RequestError: the request is impossible.
+            StropError: the engine failed, or was closed.
         """
         params = params or SamplingParams()
         tokenizer = self.engine.tokenizer
@@ -44,7 +48,10 @@ class AsyncEngine:
         request = Request(f"async-{next(self._ids)}", token_ids, params)
         events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
         texts, num_open = StreamDetokenizer(tokenizer, params), params.n
-        self._commands.put(("add", (request, (asyncio.get_running_loop(), events))))
+        with self._lock:
+            if self._is_closed:
+                raise StropError("the engine is closed: make a new one")
+            self._commands.put(("add", (request, (asyncio.get_running_loop(), events))))
         try:
             while num_open:
                 event = await events.get()
@@ -62,7 +69,10 @@ class AsyncEngine:
 
     def close(self) -> None:
         """Stops the thread; open streams get an error."""
-        self._commands.put(("close", None))
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._commands.put(("close", None))
         self._thread.join()
 
     def __enter__(self) -> "AsyncEngine":
@@ -76,16 +86,12 @@ class AsyncEngine:
         while True:
             while not engine.has_unfinished or not self._commands.empty():
                 if not self._obey(*self._commands.get()):
-                    for sink in self._sinks.values():
-                        _send(sink, StropError("the engine was closed"))
+                    self._fail_all(StropError("the engine was closed"))
                     return
             try:
                 events = engine.step()
             except Exception as error:  # the engine gave up: every stream must hear of it
-                for request_id, sink in self._sinks.items():
-                    engine.abort(request_id)
-                    _send(sink, error)
-                self._sinks.clear()
+                self._fail_all(error)
                 continue
             for event in events:
                 if event.request_id in self._sinks:
@@ -97,7 +103,7 @@ class AsyncEngine:
             try:
                 self.engine.add(request)
                 self._sinks[request.request_id] = sink
-            except StropError as error:
+            except Exception as error:  # one caller's problem, not the others'
                 _send(sink, error)
         elif verb == "abort":
             self.engine.abort(*what)
@@ -106,8 +112,14 @@ class AsyncEngine:
             self._sinks.pop(what, None)
         return verb != "close"
 
+    def _fail_all(self, error: Exception) -> None:
+        for request_id, sink in self._sinks.items():
+            self.engine.abort(request_id)
+            _send(sink, error)
+        self._sinks.clear()
+
 
 def _send(sink: _Sink, item: TokenEvent | Exception) -> None:
     loop, events = sink
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
         loop.call_soon_threadsafe(events.put_nowait, item)

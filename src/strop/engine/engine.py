@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -69,17 +69,10 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queues a request. RequestError, and no change, when it can never be served as asked."""
-        vocab_size = self.spec.vocab_size
-        for token_id in request.prompt_token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(
-                    f"prompt token id {token_id} is out of range: this model has ids 0..{vocab_size - 1}"
-                )
         params = request.params
-        for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
-            for token_id in ids:
-                if not 0 <= int(token_id) < vocab_size:
-                    raise RequestError(f"{name}: token id {token_id} is out of range 0..{vocab_size - 1}")
+        self._check_ids("prompt", request.prompt_token_ids)
+        self._check_ids("logit_bias", params.logit_bias or ())
+        self._check_ids("stop_token_ids", params.stop_token_ids)
         self.scheduler.add(request)
 
     def abort(self, request_id: str, index: int | None = None) -> int:
@@ -89,7 +82,10 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Runs one step; returns what it produced. Empty when nothing is waiting.
 
-        A step that raises loses nothing: all sequences start over from their tokens with a fresh cache.
+        A step that fails loses nothing: all sequences start over from their tokens with a fresh cache.
+
+        Raises:
+            StropError: a step was refused, or several failed in a row. The requests are still there: abort them.
         """
         begin = time.perf_counter()
         plan = self.scheduler.schedule()
@@ -104,11 +100,12 @@ class Engine:
             packed = time.perf_counter()
             outputs, logprobs = self._run(plan, shape, ints, wanted, rows)
             ran = time.perf_counter()
-        except StropError:
-            raise
-        except Exception:
-            self._recover()
+        except Exception as error:
+            self._recover(error)
             return []
+        except BaseException:  # an interrupt, say: whoever catches it may go on with this engine
+            self._start_over()
+            raise
         self._num_failures = 0
         events = self._fail_without_token(plan, outputs)
         events += self.scheduler.commit(plan, outputs, logprobs)
@@ -125,6 +122,7 @@ class Engine:
         """
         if self.has_unfinished:
             raise RequestError("score() needs an idle engine: finish or abort the requests first")
+        self._check_ids("score", token_ids)
         num_blocks = -(-len(token_ids) // self.config.block_len)
         if len(token_ids) > self.config.max_context_len or num_blocks >= self.config.num_blocks:
             raise RequestError(f"{len(token_ids)} tokens do not fit the context of {self.config.max_context_len}")
@@ -142,11 +140,23 @@ class Engine:
             tail = ints[6 * shape.num_rows :]
             tail[0] = tail[1] = count
             tail[3 : 3 + num_blocks] = np.arange(1, num_blocks + 1)
-            logits, self._cache = run_logits(
-                self.params, self._cache, ints, spec=self.spec, layout=self.layout, shape=shape
-            )
-            yield np.asarray(logits)[:count]
+            static = {"spec": self.spec, "layout": self.layout, "shape": shape}
+            try:
+                logits, self._cache = run_logits(self.params, self._cache, ints, **static)
+                chunk = np.asarray(logits)[:count]
+            except BaseException:
+                self._start_over()
+                raise
+            yield chunk
             at += count
+
+    def _check_ids(self, where: str, token_ids: Iterable[int]) -> None:
+        vocab_size = self.spec.vocab_size
+        for token_id in token_ids:
+            if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+                raise RequestError(
+                    f"{where}: token id {token_id!r} is out of range: this model has ids 0..{vocab_size - 1}"
+                )
 
     def _run(
         self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[int], rows: list[SampleRow]
@@ -191,13 +201,23 @@ class Engine:
                 events.append(TokenEvent(request_id, index, (), (), "abort", reason))
         return events
 
-    def _recover(self) -> None:
+    def _recover(self, error: Exception) -> None:
+        """Starts over after a failed step; raises when the same would only happen again."""
+        self._start_over()
+        if isinstance(error, StropError):  # refused on purpose: no accident that could pass
+            raise error
         self._num_failures += 1
-        log.exception("a step failed (%d in a row); every sequence starts over", self._num_failures)
-        self.scheduler.reset()
-        self._packer, self._cache = self._new_packer(), self._new_cache()
+        log.error("a step failed (%d in a row); every sequence starts over", self._num_failures, exc_info=error)
         if self._num_failures >= _MAX_FAILURES:
-            raise StropError(f"{_MAX_FAILURES} steps failed in a row; the log above has each one's cause")
+            self._num_failures = 0
+            raise StropError(f"{_MAX_FAILURES} steps failed in a row, the last with {error!r}") from error
+
+    def _start_over(self) -> None:
+        """Every sequence keeps its tokens and loses its computed state."""
+        self.scheduler.reset()
+        self._packer = self._new_packer()
+        self._cache.delete()  # a failed step may or may not have consumed it; two would not fit
+        self._cache = self._new_cache()
 
     def _new_packer(self) -> Packer:
         config = self.config

@@ -27,6 +27,17 @@ from strop.ops.linear.cpu import declines_gate as gated_declines
 log = logging.getLogger(__name__)
 
 
+_LEAST = {
+    "max_num_seqs": 1,
+    "max_step_tokens": 1,
+    "max_context_len": 0,
+    "block_len": 1,
+    "num_blocks": 0,
+    "memory_bytes": 0,
+    "num_threads": 0,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What loading found and made."""
@@ -110,6 +121,10 @@ def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
 
 
 def _resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < least:
+            raise RequestError(f"{name}={value!r} is out of range: an integer, {least} or more")
     if config.max_context_len > spec.max_context_len:
         raise RequestError(
             f"max_context_len={config.max_context_len} exceeds the model's own limit of {spec.max_context_len} tokens"

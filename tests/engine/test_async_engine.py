@@ -1,0 +1,128 @@
+"""Concurrent streams over one engine: equal to LLM's answers, cancelled without a trace, told of every failure."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from strop.core.errors import RequestError, StropError
+from strop.core.request import SamplingParams
+from strop.engine import engine as engine_module
+from strop.engine.async_engine import AsyncEngine
+from strop.engine.engine import Engine
+
+PROMPTS = ["hello", "world", "é", "wor" * 9, "x"]
+GREEDY = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+PARAMS = [GREEDY, SamplingParams(temperature=1, seed=3, n=3, max_tokens=20, stop=("e",), logprobs=2)]
+
+
+async def collect(engine: AsyncEngine, prompt: Any, params: SamplingParams) -> dict[int, tuple[str, list[int], str]]:
+    choices: dict[int, tuple[str, list[int], Any]] = {}
+    async for delta in engine.generate(prompt, params):
+        text, token_ids, _ = choices.get(delta.index, ("", [], None))
+        choices[delta.index] = (text + delta.text, token_ids + list(delta.token_ids), delta.finish_reason)
+    return choices
+
+
+async def until_idle(engine: Engine) -> None:
+    deadline = time.monotonic() + 30
+    while engine.has_unfinished and time.monotonic() < deadline:
+        await asyncio.sleep(0.001)
+    assert not engine.has_unfinished
+    assert engine.scheduler.num_free_blocks == engine.config.num_blocks - 1
+
+
+def test_concurrent_streams_equal_lone_ones(new_engine: Callable[..., Engine]) -> None:
+    async def lone() -> list[Any]:
+        answers = []
+        for i, prompt in enumerate(PROMPTS):
+            with AsyncEngine(new_engine()) as engine:
+                answers.append(await collect(engine, prompt, PARAMS[i % 2]))
+        return answers
+
+    async def together() -> list[Any]:
+        with AsyncEngine(new_engine()) as engine:
+            streams = [collect(engine, prompt, PARAMS[i % 2]) for i, prompt in enumerate(PROMPTS)]
+            answers = await asyncio.gather(*streams)
+            await until_idle(engine.engine)
+            return answers
+
+    assert asyncio.run(together()) == asyncio.run(lone())
+
+
+def test_cancelled_and_abandoned_streams_free_their_blocks(new_engine: Callable[..., Engine]) -> None:
+    async def main() -> None:
+        with AsyncEngine(new_engine()) as engine:
+            expected = await collect(engine, "hello", GREEDY)
+            tasks = [asyncio.create_task(collect(engine, prompt, LONG)) for prompt in PROMPTS]
+            abandoned = engine.generate("world", LONG)
+            await anext(abandoned)
+            await asyncio.sleep(0.02)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await abandoned.aclose()
+            await until_idle(engine.engine)
+            assert await collect(engine, "hello", GREEDY) == expected
+
+    asyncio.run(main())
+
+
+def test_errors_reach_only_their_caller(new_engine: Callable[..., Engine]) -> None:
+    async def main() -> None:
+        with AsyncEngine(new_engine()) as engine:
+            good = asyncio.create_task(collect(engine, "hello", GREEDY))
+            for prompt, params, named in [
+                ("", GREEDY, "empty"),
+                ([5, 300], GREEDY, "300"),
+                ("x" * 200, GREEDY, "context"),
+                ("x", SamplingParams(stop_token_ids=(999,)), "999"),
+            ]:
+                with pytest.raises(RequestError, match=named):
+                    await collect(engine, prompt, params)
+            with pytest.raises(RequestError, match="None"):
+                await collect(engine, "x", SamplingParams(stop_token_ids=(None,)))  # type: ignore[arg-type]
+            assert len((await good)[0][1]) == 30
+            await until_idle(engine.engine)
+
+    asyncio.run(main())
+
+
+def test_a_failing_engine_tells_every_stream(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("injected")
+
+    async def main() -> None:
+        with AsyncEngine(new_engine()) as engine:
+            expected = await collect(engine, "hello", GREEDY)
+            with monkeypatch.context() as patch:
+                patch.setattr(engine_module, "run_step", fail)
+                streams = [collect(engine, prompt, GREEDY) for prompt in PROMPTS]
+                results = await asyncio.gather(*streams, return_exceptions=True)
+            assert all(isinstance(result, StropError) for result in results)
+            await until_idle(engine.engine)
+            assert await collect(engine, "hello", GREEDY) == expected
+
+    asyncio.run(main())
+
+
+def test_closing(new_engine: Callable[..., Engine]) -> None:
+    async def main() -> None:
+        engine = AsyncEngine(new_engine())
+        stream = engine.generate("hello", LONG)
+        await anext(stream)
+        engine.close()
+        engine.close()
+        with pytest.raises(StropError, match="closed"):
+            async for _ in stream:
+                pass
+        with pytest.raises(StropError, match="closed"):
+            await collect(engine, "hello", GREEDY)
+        await until_idle(engine.engine)
+
+    asyncio.run(main())
