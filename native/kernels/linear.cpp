@@ -80,9 +80,14 @@ void prepare_row(const LinearArgs& args, const Activations& acts, int row, float
   }
 }
 
+// A tile is too short for the hardware to see a stream: while one block of tiles is used, ask for the one this many
+// blocks ahead (the one between them is likely another thread's).
+constexpr int kPrefetchBlocks = 2;
+
 // kRows x (kTiles * 16) outputs of a quantised product, written to out [kRows][kTiles * 16].
 template <int kBits, bool kOffset, int kRows, int kTiles>
-void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, float* out) {
+void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, bool first_use,
+                    float* out) {
   const int num_groups = layout.num_groups(), k_len = layout.k_len;
   const size_t tile_bytes = layout.tile_bytes(), codes_bytes = layout.codes_bytes();
   constexpr int kGroupBytes = kBits == 4 ? 256 : 512;
@@ -95,7 +100,12 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
   const float* scale = acts.scale + size_t(row0) * num_groups;
   const float* sum = acts.sum + size_t(row0) * num_groups;
   const int32_t* zero_sum = acts.zero_sum + size_t(row0) * num_groups;
+  const uint8_t* ahead = tile + kPrefetchBlocks * kTiles * tile_bytes;
+  const size_t ahead_step = first_use ? kTiles * tile_bytes / num_groups : 0;
   for (int g = 0; g < num_groups; ++g, codes += kGroupLen) {
+    for (size_t line = 0; line < ahead_step; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T1);
+    ahead += ahead_step;
 #pragma GCC unroll 4
     for (int t = 0; t < kTiles; ++t) {
       const uint8_t* w = tile + t * tile_bytes + size_t(g) * kGroupBytes;
@@ -145,7 +155,7 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
 }
 
 template <WeightFormat kFormat, int kRows, int kTiles>
-void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, float* out) {
+void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, bool, float* out) {
   const int k_len = layout.k_len;
   const size_t tile_bytes = layout.tile_bytes();
   Floats acc[kTiles][kRows];
@@ -228,7 +238,7 @@ void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* co
 }
 #endif
 
-using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&, int, float*);
+using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&, int, bool, float*);
 
 template <int kRows, int kTiles>
 TileFn tile_function(WeightFormat format) {
@@ -271,12 +281,7 @@ Floats sigmoid_times(Floats gate, Floats up) {
   const Floats e = exp2_nonpositive(mul(abs(gate), broadcast(-1.44269504f)));
   const Floats one = broadcast(1.0f);
   const Floats positive = div(one, add(one, e)), negative = div(e, add(one, e));
-  float g[16], p[16], n[16];
-  store(g, gate);
-  store(p, positive);
-  store(n, negative);
-  for (int i = 0; i < 16; ++i) p[i] = g[i] >= 0.0f ? p[i] : n[i];
-  return mul(mul(gate, load(p)), up);
+  return mul(mul(gate, select_nonnegative(gate, positive, negative)), up);
 }
 
 // Writes one row of one output tile.
@@ -363,8 +368,8 @@ void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int e
     for (int block = 0, row = row_begin; block < num_blocks; ++block) {
       const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
       const TileFn fn = pick(args.layout.format, rows, tiles);
-      fn(args.layout, weights, acts, row, out[0]);
-      if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, out[1]);
+      fn(args.layout, weights, acts, row, block == 0, out[0]);
+      if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, block == 0, out[1]);
       finish_block(args, tile, tiles, row, rows, out[0], advance > tiles ? out[1] : nullptr);
       row += rows;
     }
@@ -407,7 +412,9 @@ void linear(const LinearArgs& args) {
   const size_t unit_work = size_t(k_len) * 16 * unit * std::min(num_rows, rows_per_chunk);
   int units_per_chunk = std::max<int>(1, int(1'000'000 / (unit_work + 1)));
   units_per_chunk = std::clamp(units_per_chunk, 1, std::max(1, num_units / (pool.num_threads() * 6)));
-  if (units_per_chunk > 4) units_per_chunk -= units_per_chunk % 4;
+  // Whole blocks of tiles, see tiles_for.
+  const int block_units = std::max(1, tiles_for(num_rows) / unit);
+  units_per_chunk = (units_per_chunk + block_units - 1) / block_units * block_units;
   const int num_unit_chunks = (num_units + units_per_chunk - 1) / units_per_chunk;
   pool.run(num_unit_chunks * num_row_blocks, [&](int chunk) {
     const int begin = chunk % num_unit_chunks * units_per_chunk;

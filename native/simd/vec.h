@@ -70,6 +70,10 @@ inline Floats select_range(Floats a, Floats b, int first, int last) {
   lanes &= first <= 0 ? 0xffffu : (first >= 16 ? 0u : ~((1u << first) - 1u));
   return {_mm512_mask_blend_ps(__mmask16(lanes), b.v, a.v)};
 }
+// Lane i is a where sign >= 0, otherwise b.
+inline Floats select_nonnegative(Floats sign, Floats a, Floats b) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(sign.v, _mm512_setzero_ps(), _CMP_GE_OQ), b.v, a.v)};
+}
 
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
 inline Ints broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -202,6 +206,9 @@ inline Floats select_range(Floats a, Floats b, int first, int last) {
     return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(in));
   };
   return {half(a.lo, b.lo, 0), half(a.hi, b.hi, 8)};
+}
+inline Floats select_nonnegative(Floats sign, Floats a, Floats b) {
+  return {_mm256_blendv_ps(a.lo, b.lo, sign.lo), _mm256_blendv_ps(a.hi, b.hi, sign.hi)};  // by the sign bit
 }
 
 inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }

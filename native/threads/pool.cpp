@@ -1,6 +1,7 @@
 #include "threads/pool.h"
 
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -8,6 +9,7 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
 #include <climits>
 #include <thread>
 
@@ -15,15 +17,18 @@ namespace strop {
 namespace {
 
 constexpr int kSpins = 4000;                     // pauses before a worker sleeps: some tens of microseconds
-constexpr int64_t kStarvedNs = 300'000;          // waiting this long for one chunk means its thread lost its core
-constexpr int64_t kAloneMinNs = 20'000'000;      // work alone this long after that, doubling up to the maximum
-constexpr int64_t kAloneMaxNs = 320'000'000;
+constexpr int64_t kStarvedNs = 300'000;          // after waiting this long, see whether the worker has been running
+constexpr int64_t kAloneMinNs = 5'000'000;       // work alone this long after that, doubling up to the maximum
+constexpr int64_t kAloneMaxNs = 160'000'000;
+constexpr int kMaxWorkers = 255;
 
-int64_t now_ns() {
+int64_t read_ns(clockid_t clock) {
   timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
+
+int64_t now_ns() { return read_ns(CLOCK_MONOTONIC); }
 
 void relax() {
 #if defined(__x86_64__)
@@ -40,6 +45,12 @@ void futex_wake(std::atomic<uint32_t>* word) {
 
 }  // namespace
 
+// A worker's processor clock tells a thread that computes (or faults pages in) from one that lost its core.
+struct alignas(64) Worker {
+  std::atomic<bool> working{false};
+  clockid_t clock = 0;  // set before `working` is first true
+};
+
 // `claim` packs the job's number (high 32 bits), its chunk count (16) and the next chunk (16) into one word, so that a
 // late worker can never take a chunk of a job it was not called for.
 struct Pool::Shared {
@@ -50,6 +61,11 @@ struct Pool::Shared {
   std::atomic<bool> busy{false};
   Call call = nullptr;
   const void* body = nullptr;
+  Worker workers[kMaxWorkers];
+
+  int64_t worked_ns(int worker) const {
+    return workers[worker].working.load(std::memory_order_acquire) ? read_ns(workers[worker].clock) : -1;
+  }
 };
 
 Pool& Pool::instance() {
@@ -60,17 +76,17 @@ Pool& Pool::instance() {
 Pool::Pool() : shared_(new Shared) {}
 
 void Pool::resize(int num_threads) {
-  if (num_threads < 1) num_threads = 1;
+  num_threads = std::clamp(num_threads, 1, kMaxWorkers + 1);
   for (; num_workers_ < num_threads - 1; ++num_workers_) std::thread(worker_main, this, num_workers_).detach();
   num_threads_ = num_threads;
 }
 
-void Pool::work(int64_t ticket) {
+void Pool::work(uint32_t ticket) {
   Shared& s = *shared_;
   uint64_t seen = s.claim.load(std::memory_order_acquire);
   for (;;) {
     const uint32_t next = seen & 0xffff, count = (seen >> 16) & 0xffff;
-    if (uint32_t(seen >> 32) != uint32_t(ticket) || next >= count) return;
+    if (uint32_t(seen >> 32) != ticket || next >= count) return;
     if (!s.claim.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
     s.call(s.body, int(next));
     s.num_done.fetch_add(1, std::memory_order_release);
@@ -80,6 +96,8 @@ void Pool::work(int64_t ticket) {
 
 void Pool::worker_main(Pool* pool, int index) {
   Shared& s = *pool->shared_;
+  Worker& self = s.workers[index];
+  pthread_getcpuclockid(pthread_self(), &self.clock);
   uint32_t last = 0;
   for (;;) {
     uint32_t job = s.job.load(std::memory_order_acquire);
@@ -94,15 +112,39 @@ void Pool::worker_main(Pool* pool, int index) {
       continue;
     }
     last = job;
-    if (index < pool->num_threads_ - 1) pool->work(job);
+    if (index >= pool->num_threads_ - 1) continue;
+    self.working.store(true, std::memory_order_release);
+    pool->work(job);
+    self.working.store(false, std::memory_order_release);
   }
+}
+
+bool Pool::wait_for(int num_chunks) {
+  Shared& s = *shared_;
+  int64_t start_ns = 0, worked_ns[kMaxWorkers];
+  for (int spin = 1; s.num_done.load(std::memory_order_acquire) != num_chunks; ++spin) {
+    relax();
+    if (spin % 256 != 0) continue;
+    if (start_ns == 0) {
+      start_ns = now_ns();
+      for (int i = 0; i < num_workers_; ++i) worked_ns[i] = s.worked_ns(i);
+    } else if (now_ns() - start_ns > kStarvedNs) {
+      usleep(50);  // give the core away: the worker may be waiting for it
+    }
+  }
+  if (start_ns == 0) return true;
+  const int64_t waited_ns = now_ns() - start_ns;
+  if (waited_ns < kStarvedNs) return true;
+  for (int i = 0; i < num_workers_; ++i)
+    if (worked_ns[i] >= 0 && read_ns(s.workers[i].clock) - worked_ns[i] < waited_ns / 2) return false;
+  return true;
 }
 
 void Pool::run_erased(int num_chunks, Call call, const void* body) {
   Shared& s = *shared_;
   bool idle = false;
   const bool alone = num_threads_ == 1 || num_chunks == 1 || num_chunks > 0xffff ||
-                     (alone_until_ns_ != 0 && now_ns() < alone_until_ns_);
+                     (alone_ns_ != 0 && now_ns() < alone_until_ns_);
   if (alone || !s.busy.compare_exchange_strong(idle, true, std::memory_order_acquire)) {
     for (int chunk = 0; chunk < num_chunks; ++chunk) call(body, chunk);
     return;
@@ -115,22 +157,12 @@ void Pool::run_erased(int num_chunks, Call call, const void* body) {
   s.job.store(ticket, std::memory_order_seq_cst);
   if (s.num_asleep.load(std::memory_order_seq_cst) > 0) futex_wake(&s.job);
   work(ticket);
-  int64_t start_ns = 0;
-  for (int spin = 0; s.num_done.load(std::memory_order_acquire) != num_chunks; ++spin) {
-    relax();
-    if (spin % 256 != 255) continue;
-    const int64_t now = now_ns();
-    if (start_ns == 0) start_ns = now;
-    if (now - start_ns > kStarvedNs)
-      usleep(50);
-  }
-  if (start_ns != 0 && now_ns() - start_ns > kStarvedNs) {
+  if (!wait_for(num_chunks)) {
     ++num_starved_;
-    alone_ns_ = alone_ns_ == 0 ? kAloneMinNs : (alone_ns_ * 2 < kAloneMaxNs ? alone_ns_ * 2 : kAloneMaxNs);
+    alone_ns_ = alone_ns_ == 0 ? kAloneMinNs : std::min(alone_ns_ * 2, kAloneMaxNs);
     alone_until_ns_ = now_ns() + alone_ns_;
-  } else if (alone_ns_ != 0 && alone_until_ns_ != 0 && now_ns() > alone_until_ns_ + alone_ns_) {
+  } else if (alone_ns_ != 0 && now_ns() > alone_until_ns_ + alone_ns_) {
     alone_ns_ = 0;  // a quiet stretch as long as the last ban: trust the core again
-    alone_until_ns_ = 0;
   }
   s.busy.store(false, std::memory_order_release);
 }

@@ -31,7 +31,8 @@ class Pool {
   struct Shared;
   Pool();
   void run_erased(int num_chunks, Call call, const void* body);
-  void work(int64_t ticket);
+  void work(uint32_t ticket);
+  bool wait_for(int num_chunks);  // false: a worker sat on its chunk without running
   static void worker_main(Pool* pool, int index);
 
   int num_threads_ = 1;
