@@ -198,7 +198,9 @@ def peers_directory(tmp_path):
     )
     programs = tmp_path / "bin"
     programs.mkdir()
-    programs.joinpath("python").symlink_to(sys.executable)
+    python = programs / "python"  # not a link: it would leave the virtual environment
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     tmp_path.joinpath("peers.toml").write_text(
         textwrap.dedent(
             f"""
