@@ -17,6 +17,7 @@ namespace {
 constexpr int kBlockLen = 32;
 constexpr int kMaxRows = 6;    // rows in one register block: 6 x 4 accumulators of head dimensions
 constexpr int kQueryRows = 12;  // rows (queries x heads of a group) in one task
+constexpr int kPrefetchRows = 4;  // a few rows wait for the pages; many find them in the cache already
 
 // [rotary halves] out = x * cos + rotate_half(x) * sin, the tail copied.
 void rotate(const AttentionArgs& args, int position, const float* x, float* out) {
@@ -92,8 +93,10 @@ void scores(const RowState* rows, const uint16_t* keys, const uint16_t* next, in
   for (int r = 0; r < kRows; ++r) s[r][0] = s[r][1] = zero_floats();
   for (int h = 0; h < head_dim; h += 2) {
     const Pairs k0 = load_pairs(keys + h * kBlockLen), k1 = load_pairs(keys + h * kBlockLen + 32);
-    _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen + 32), _MM_HINT_T0);
+    if constexpr (kRows <= kPrefetchRows) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen + 32), _MM_HINT_T0);
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const Pairs q = broadcast_pair(rows[r].query + h);
@@ -117,7 +120,8 @@ void add_values(const RowState* rows, const uint16_t* values, const uint16_t* ne
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       line[v] = load_pairs(place + v * 32);
-      _mm_prefetch(reinterpret_cast<const char*>(next + (place - values) + v * 32), _MM_HINT_T0);
+      if constexpr (kRows <= kPrefetchRows)
+        _mm_prefetch(reinterpret_cast<const char*>(next + (place - values) + v * 32), _MM_HINT_T0);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {

@@ -47,10 +47,10 @@ void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int
   Ints qa = to_ints(mul(a, broadcast(inverse))), qb = to_ints(mul(b, broadcast(inverse)));
   store_int8(codes, qa);
   store_int8(codes + 16, qb);
-  const float total = sum_lanes(to_floats(add(qa, qb)));  // integers below 2^24: exact in any order
+  const int32_t total = sum_lanes(add(qa, qb));
   *scale = largest / 127.0f;
-  *sum = *scale * total;
-  *zero_sum = -zero * int32_t(total);
+  *sum = *scale * float(total);
+  *zero_sum = -zero * total;
 }
 
 void prepare_row(const LinearArgs& args, const Activations& acts, int row, float* normed) {

@@ -78,6 +78,7 @@ inline Floats select_nonnegative(Floats sign, Floats a, Floats b) {
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
 inline Ints broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline int32_t sum_lanes(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 inline void store(int32_t* p, Ints a) { _mm512_storeu_si512(p, a.v); }
 inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 // Saturating narrowing of 16 int32 to int8.
@@ -214,6 +215,12 @@ inline Floats select_nonnegative(Floats sign, Floats a, Floats b) {
 inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Ints broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline int32_t sum_lanes(Ints a) {
+  __m256i eight = _mm256_add_epi32(a.lo, a.hi);
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
 inline void store(int32_t* p, Ints a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
