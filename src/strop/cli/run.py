@@ -51,11 +51,14 @@ def run(
     text = _standard_input() if prompt == "-" else prompt
     if not text:
         raise RequestError("the prompt is empty: give some text, or '-' to read standard input")
-    from strop.engine.engine import Engine
     from strop.engine.loading import load_model
     from strop.engine.text import StreamDetokenizer, prepare_prompt
 
-    loaded, config = load_model(model, config, on_plan=lambda plan: print(plan.describe(), file=sys.stderr))
+    loaded, config = load_model(
+        model, config, on_plan=lambda plan: print(plan.describe(), file=sys.stderr), chat=not raw
+    )
+    from strop.engine.engine import Engine
+
     engine = Engine(loaded, config)
     messages = [{"role": "system", "content": system}] if system else []
     is_chat = not raw and engine.tokenizer.chat_template is not None

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
@@ -16,13 +17,13 @@ from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
-from strop.models.parameters import Parameters
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import ModelSpec
 from strop.ops import native
-from strop.ops.attention.cpu import declines_shape as attention_declines
 from strop.ops.dispatch import Platform
-from strop.ops.linear.cpu import declines_gate as gated_declines
+
+if TYPE_CHECKING:  # jax is imported while the chat template's helper starts
+    from strop.models.parameters import Parameters
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +44,24 @@ class LoadedModel:
     """What loading found and made."""
 
     spec: ModelSpec
-    params: Parameters
+    params: "Parameters"
     tokenizer: Tokenizer
     memory: MemoryPlan
     platform: Platform
 
 
 def load_model(
-    model: str, config: EngineConfig, on_plan: Callable[[MemoryPlan], None] | None = None
+    model: str,
+    config: EngineConfig,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
+    *,
+    chat: bool = False,
 ) -> tuple[LoadedModel, EngineConfig]:
     """Opens, checks, plans memory, then loads. Returns the config with every 0 resolved.
 
     Args:
         on_plan: called with the memory plan before the weights are touched.
+        chat: the chat template will be needed soon: start its helper process at once.
 
     Raises:
         FormatError, UnsupportedError: the checkpoint is damaged or asks for what Strop does not do.
@@ -65,6 +71,8 @@ def load_model(
     spec = load_spec(checkpoint)
     reader = ParameterReader(checkpoint, spec)
     tokenizer = load_tokenizer(checkpoint)
+    if chat:
+        tokenizer.start_renderer()
     config = _resolve(config, spec)
 
     import jax
@@ -103,9 +111,12 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
         return "STROP_NATIVE=0"
     if not native.register():
         return "the library was not built, or this processor lacks AVX2"
+    from strop.ops.attention.cpu import declines_shape
+    from strop.ops.linear.cpu import declines_gate
+
     for layer in dict.fromkeys(spec.layers):
         heads, mlp = layer.attention, layer.mlp
-        reason = attention_declines(heads.head_dim, config.block_len) or gated_declines(mlp.ffn_dim)
+        reason = declines_shape(heads.head_dim, config.block_len) or declines_gate(mlp.ffn_dim)
         if reason is not None:
             return reason
     return None
