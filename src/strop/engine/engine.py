@@ -131,7 +131,7 @@ class Engine:
         self.scheduler.reset()  # the blocks written below must not be found as anybody's prefix
         while at < len(token_ids):
             count = min(split - at, self.config.max_step_tokens) if at < split else 1
-            shape = StepShape(bucket(count), 1, self._table_len)
+            shape = self._packer.shape(count, 1, len(token_ids))
             ints = np.zeros(shape.num_ints, np.int32)
             places = np.arange(at, at + count, dtype=np.int32)
             fields = ints[: 6 * shape.num_rows].reshape(6, -1)
@@ -221,8 +221,8 @@ class Engine:
 
     def _new_packer(self) -> Packer:
         config = self.config
-        exact = self.layout.platform != "native"
-        return Packer(config.max_num_seqs, self._table_len, config.block_len, exact_tables=exact)
+        native = self.layout.platform == "native"
+        return Packer(config.max_num_seqs, self._table_len, config.block_len, padding_is_free=native)
 
     def _new_cache(self) -> jax.Array:
         heads = self.spec.layers[0].attention

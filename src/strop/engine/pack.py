@@ -23,9 +23,9 @@ class StepShape(NamedTuple):
         return 6 * self.num_rows + 2 + self.num_seqs + self.num_seqs * self.table_len
 
 
-def bucket(value: int, factor: int = 4) -> int:
-    """The smallest power of `factor` that holds `value`."""
-    size = 1
+def bucket(value: int, factor: int, smallest: int = 1) -> int:
+    """The smallest of `smallest`, `smallest * factor`, ... that holds `value`."""
+    size = smallest
     while size < value:
         size *= factor
     return size
@@ -34,23 +34,27 @@ def bucket(value: int, factor: int = 4) -> int:
 class Packer:
     """Gathers a plan's rows; keeps each sequence's block table as a row of an array between steps."""
 
-    def __init__(self, max_num_seqs: int, max_table_len: int, block_len: int, *, exact_tables: bool) -> None:
-        """With `exact_tables` the table is as wide as the plan needs (a power of 2), else always at its maximum."""
+    def __init__(self, max_num_seqs: int, max_table_len: int, block_len: int, *, padding_is_free: bool) -> None:
+        """`padding_is_free`: the kernels skip padding, so few large buckets (and so few compilations) serve best."""
         self._tables = np.zeros((max_num_seqs, max_table_len), np.int32)
         self._kept: dict[int, list[int]] = {}  # seq_id -> [row of _tables, table_version, entries copied]
         self._free = list(range(max_num_seqs))
         self._block_len = block_len
-        self._exact_tables = exact_tables
+        self._padding_is_free = padding_is_free
+
+    def shape(self, num_rows: int, num_seqs: int, longest: int) -> StepShape:
+        """The bucket for so many token rows and sequences, the longest of which has `longest` tokens."""
+        max_table_len = self._tables.shape[1]
+        if self._padding_is_free:
+            return StepShape(bucket(num_rows, 8, 64), bucket(num_seqs, 8), max_table_len)
+        table_len = bucket(-(-longest // self._block_len), 2)
+        return StepShape(bucket(num_rows, 4), bucket(num_seqs, 4), min(table_len, max_table_len))
 
     def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[int]]:
         """The bucket, the int32 array laid out as StepShape says, and for each logits row its index in plan.rows."""
         rows = plan.rows
         table_rows = self._table_rows(plan)
-        table_len = self._tables.shape[1]
-        if self._exact_tables:
-            longest = max(-(-(row.start + row.count) // self._block_len) for row in rows)
-            table_len = min(table_len, bucket(longest, 2))
-        shape = StepShape(bucket(plan.num_tokens), bucket(len(rows)), table_len)
+        shape = self.shape(plan.num_tokens, len(rows), max(row.start + row.count for row in rows))
         ints = np.zeros(shape.num_ints, np.int32)
         num_rows = shape.num_rows
         fields = ints[: 6 * num_rows].reshape(6, num_rows)
@@ -74,8 +78,8 @@ class Packer:
         tail = ints[6 * num_rows :]
         tail[0], tail[1] = plan.num_tokens, len(wanted)
         tail[2 : 2 + len(wanted)] = last_rows
-        tables = tail[2 + shape.num_seqs :].reshape(shape.num_seqs, table_len)
-        tables[: len(rows)] = self._tables[table_rows, :table_len]
+        tables = tail[2 + shape.num_seqs :].reshape(shape.num_seqs, shape.table_len)
+        tables[: len(rows)] = self._tables[table_rows, : shape.table_len]
         return shape, ints, wanted
 
     def _table_rows(self, plan: StepPlan) -> list[int]:
