@@ -74,8 +74,8 @@ class PeerSpec:
         return self.rows is None or row in self.rows
 
     def candidates(self, row: str) -> list[Flags]:
-        """Every combination of the flags worth trying."""
-        choices = self.flags.get(row) or self.flags.get("decode", {})
+        """Every combination of the flags worth trying; a row without flags of its own has those of decode."""
+        choices = self.flags.get(row, self.flags["decode"])
         return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 

@@ -60,7 +60,7 @@ class WorkerPeer:
         """All logits, or the most probable tokens where the engine gives no more."""
         if one_by_one:
             raise StropError(f"{self._spec.name} takes no part: it cannot be told which token it generated")
-        self._start(self._spec.candidates("prefill")[0])
+        self._start(self._spec.candidates("fidelity")[0])
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "window.npz"
             for window in windows:
