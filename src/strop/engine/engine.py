@@ -15,7 +15,7 @@ from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full
 from strop.engine.scheduler import Scheduler, StepPlan
-from strop.engine.step import copy_block, run_logits, run_step
+from strop.engine.step import CompiledModel, copy_block, run_logits, run_step
 from strop.formats.tokenizer import Tokenizer
 from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
@@ -49,6 +49,7 @@ class Engine:
         self.memory: MemoryPlan = model.memory
         self.config = config
         self.layout = Single(model.platform, config.block_len)
+        self._compiled = CompiledModel(model.params, model.spec, self.layout)
         self.scheduler = Scheduler(config, config.num_blocks, self.tokenizer.eos_ids)
         self.last_step = StepTimes()
         self._table_len = -(-config.max_context_len // config.block_len)
@@ -140,9 +141,8 @@ class Engine:
             tail = ints[6 * shape.num_rows :]
             tail[0] = tail[1] = count
             tail[3 : 3 + num_blocks] = np.arange(1, num_blocks + 1)
-            static = {"spec": self.spec, "layout": self.layout, "shape": shape}
             try:
-                logits, self._cache = run_logits(self.params, self._cache, ints, **static)
+                logits, self._cache = run_logits(self._compiled, self._cache, ints, shape)
                 chunk = np.asarray(logits)[:count]
             except BaseException:
                 self._start_over()
@@ -161,17 +161,16 @@ class Engine:
     def _run(
         self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[int], rows: list[SampleRow]
     ) -> tuple[list[list[int]], list[list[TokenLogprob]] | None]:
-        static = {"spec": self.spec, "layout": self.layout, "shape": shape}
         outputs: list[list[int]] = [[] for _ in plan.rows]
         if not needs_full(rows):
-            token_ids, self._cache = run_step(self.params, self._cache, ints, None, num_top=0, **static)
+            token_ids, self._cache = run_step(self._compiled, self._cache, ints, None, shape, 0)
             for i, token_id in zip(wanted, np.asarray(token_ids).tolist(), strict=False):
                 outputs[i] = [token_id]
             return outputs, None
         asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
         num_top = 0 if not asked else bucket(max(*asked, 1), 2)
         inputs = build_sample_inputs(rows, shape.num_seqs)
-        sampled, self._cache = run_step(self.params, self._cache, ints, inputs, num_top=num_top, **static)
+        sampled, self._cache = run_step(self._compiled, self._cache, ints, inputs, shape, num_top)
         token_ids, chosen, top_ids, top_logprobs = (np.asarray(part) for part in sampled)
         logprobs: list[list[TokenLogprob]] = [[] for _ in plan.rows]
         for j, i in enumerate(wanted):

@@ -25,36 +25,62 @@ def unpack(ints: jax.Array, shape: StepShape) -> tuple[Rows, jax.Array]:
     return Rows(ints[:at].reshape(6, shape.num_rows), tables, counts), logit_rows
 
 
-@partial(jax.jit, static_argnames=("spec", "layout", "shape", "num_top"), donate_argnames=("cache",))
+class CompiledModel:
+    """A model's compiled steps, one per bucket.
+
+    The arrays are passed as a plain list: jax hashes and compares every static value and every tree on each call, which
+    for a spec of many layers takes longer than the call itself.
+    """
+
+    def __init__(self, params: Parameters, spec: ModelSpec, layout: Single) -> None:
+        self.spec, self.layout = spec, layout
+        self.arrays, self._tree = jax.tree.flatten(params)
+        self._functions: dict[tuple[Any, ...], Any] = {}
+
+    def step(self, shape: StepShape, num_top: int) -> Any:
+        """(arrays, cache, ints, SampleInputs | None) -> (SampleOutputs or token ids [S], cache); the cache is donated."""
+
+        def step(
+            arrays: list[jax.Array], cache: jax.Array, ints: jax.Array, inputs: SampleInputs | None
+        ) -> tuple[SampleOutputs | jax.Array, jax.Array]:
+            params = jax.tree.unflatten(self._tree, arrays)
+            rows, logit_rows = unpack(ints, shape)
+            hidden, cache = decoder.forward(params, self.spec, rows, cache, self.layout)
+            logits = decoder.logits(params, self.spec, hidden[logit_rows], rows.counts, self.layout)
+            if inputs is None:
+                return greedy(logits, rows.counts, platform=self.layout.platform), cache
+            return sample(logits, inputs, rows.counts, num_top=num_top, platform=self.layout.platform), cache
+
+        return self._compiled(("step", shape, num_top), step)
+
+    def logits(self, shape: StepShape) -> Any:
+        """(arrays, cache, ints) -> (logits of every row float32 [T, V], cache): scoring, through the step's kernels."""
+
+        def score(arrays: list[jax.Array], cache: jax.Array, ints: jax.Array) -> tuple[jax.Array, jax.Array]:
+            params = jax.tree.unflatten(self._tree, arrays)
+            rows, _ = unpack(ints, shape)
+            hidden, cache = decoder.forward(params, self.spec, rows, cache, self.layout)
+            counts = jnp.stack([rows.counts[0], rows.counts[0]])
+            return decoder.logits(params, self.spec, hidden, counts, self.layout), cache
+
+        return self._compiled(("logits", shape), score)
+
+    def _compiled(self, key: tuple[Any, ...], function: Any) -> Any:
+        if key not in self._functions:
+            self._functions[key] = jax.jit(function, donate_argnums=1)
+        return self._functions[key]
+
+
 def run_step(
-    params: Parameters,
-    cache: jax.Array,
-    ints: jax.Array,
-    inputs: SampleInputs | None,
-    *,
-    spec: ModelSpec,
-    layout: Single,
-    shape: StepShape,
-    num_top: int,
-) -> tuple[SampleOutputs | jax.Array, jax.Array]:
+    model: CompiledModel, cache: jax.Array, ints: Any, inputs: SampleInputs | None, shape: StepShape, num_top: int
+) -> tuple[Any, jax.Array]:
     """One step. `inputs=None` when every row is plainly greedy: then just the token ids [S] come back."""
-    rows, logit_rows = unpack(ints, shape)
-    hidden, cache = decoder.forward(params, spec, rows, cache, layout)
-    logits = decoder.logits(params, spec, hidden[logit_rows], rows.counts, layout)
-    if inputs is None:
-        return greedy(logits, rows.counts, platform=layout.platform), cache
-    return sample(logits, inputs, rows.counts, num_top=num_top, platform=layout.platform), cache
+    return model.step(shape, num_top)(model.arrays, cache, ints, inputs)
 
 
-@partial(jax.jit, static_argnames=("spec", "layout", "shape"), donate_argnames=("cache",))
-def run_logits(
-    params: Parameters, cache: jax.Array, ints: jax.Array, *, spec: ModelSpec, layout: Single, shape: StepShape
-) -> tuple[jax.Array, jax.Array]:
-    """Logits float32 [T, V] of every row, for scoring; the same kernels and the same cache as `run_step`."""
-    rows, _ = unpack(ints, shape)
-    hidden, cache = decoder.forward(params, spec, rows, cache, layout)
-    counts = jnp.stack([rows.counts[0], rows.counts[0]])
-    return decoder.logits(params, spec, hidden, counts, layout), cache
+def run_logits(model: CompiledModel, cache: jax.Array, ints: Any, shape: StepShape) -> tuple[jax.Array, jax.Array]:
+    """Logits of every row, for scoring."""
+    return model.logits(shape)(model.arrays, cache, ints)
 
 
 @partial(jax.jit, static_argnames=("axis",), donate_argnames=("cache",))
