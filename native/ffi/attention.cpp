@@ -1,3 +1,5 @@
+#include <sys/mman.h>
+
 #include "ffi/buffers.h"
 
 namespace strop {
@@ -59,8 +61,14 @@ ffi::Error attention(ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::BF16> cache, ff
 }
 
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
-// not write.
-ffi::Error allocate(ffi::ResultBuffer<ffi::BF16>) { return ffi::Error::Success(); }
+// not write. Huge pages, where the system grants them: sequences' pages lie scattered, and each would miss the TLB.
+ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(cache->typed_data()), end = begin + cache->size_bytes();
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failure is fine
+  return ffi::Error::Success();
+}
 
 }  // namespace
 }  // namespace strop
