@@ -81,7 +81,7 @@ def test_it_gives_up_when_every_step_fails_and_recovers_when_they_do_not(
         patch.setattr(engine_module, "run_step", step)
         for num_calls in (3, 6):
             engine.add(some_requests()[0])
-            with pytest.raises(StropError, match="3 steps failed in a row.*injected"):
+            with pytest.raises(StropError, match=r"3 steps failed in a row.*injected"):
                 while engine.has_unfinished:
                     engine.step()
             assert step.num_calls == num_calls

@@ -38,7 +38,7 @@ class CompiledModel:
         self._functions: dict[tuple[Any, ...], Any] = {}
 
     def step(self, shape: StepShape, num_top: int) -> Any:
-        """(arrays, cache, ints, SampleInputs | None) -> (SampleOutputs or token ids [S], cache); the cache is donated."""
+        """(arrays, cache, ints, SampleInputs | None) -> (SampleOutputs or token ids [S], cache); cache is donated."""
 
         def step(
             arrays: list[jax.Array], cache: jax.Array, ints: jax.Array, inputs: SampleInputs | None
