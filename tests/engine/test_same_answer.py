@@ -75,9 +75,10 @@ def test_alone_and_in_a_crowd(
     assert {finish for finish, _ in (answer.finish for answer in expected.values())} == {"length", "stop"}
     num_preemptions = num_hits = 0
     doomed = frozenset({"r1", "r6", "r11"})
-    for seed, (max_step_tokens, prefix_cache, num_threads) in enumerate(
-        [(64, True, 2), (64, False, 1), (16, True, 1), (5, True, 2), (3, False, 2), (1, True, 1)]
-    ):
+    ways = [(64, True, 2), (5, False, 1), (16, True, 1), (64, False, 2), (3, True, 2), (1, True, 1)]
+    if isa == "amx_emulated":  # slow
+        ways = ways[:2]
+    for seed, (max_step_tokens, prefix_cache, num_threads) in enumerate(ways):
         native.set_num_threads(num_threads)
         engine = new_engine(model, max_step_tokens=max_step_tokens, prefix_cache=prefix_cache)
         rng = random.Random(seed)
@@ -90,8 +91,8 @@ def test_alone_and_in_a_crowd(
         if prefix_cache:  # once more, with the blocks of the first time
             again = crowd(engine, requests[::-1], seed=seed)
             assert again == expected
-    assert num_preemptions > 3
-    assert num_hits > 300
+    assert num_preemptions >= len(ways)
+    assert num_hits > 30 * len(ways)
 
 
 def test_equals_naive_recompute(new_engine: Callable[..., Engine], alone: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ from strop.core.errors import CapacityError
 from strop.formats.values import BLOCK_FORMATS
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
+from strop.ops.attention.reference import ROWS_AT_ONCE as REFERENCE_ROWS_AT_ONCE
 from strop.ops.dispatch import Platform
 
 RUNTIME_BYTES = 330 * MIB
@@ -104,6 +105,9 @@ def plan_memory(
         for layer in spec.layers
     )
     activations = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
+    if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
+        per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
+        activations = 4 * activations + 2 * REFERENCE_ROWS_AT_ONCE * config.max_context_len * per_layer * 4
     room = limit - weights - activations - RUNTIME_BYTES
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from strop.ops.rope.reference import rotate
 
-_ROWS_AT_ONCE = 32  # bounds the memory of gathered keys and values
+ROWS_AT_ONCE = 32  # bounds the memory of gathered keys and values
 
 
 def attention(
@@ -40,7 +40,7 @@ def attention(
         values = jnp.where(visible[:, None, None], values, 0.0)  # what lies past the end may be anything
         return _attend(q_row[None], keys[None], values[None], visible[None], call.scale)[0]
 
-    out = jax.lax.map(one_row, (q, lo, hi, seq), batch_size=min(num_rows, _ROWS_AT_ONCE))
+    out = jax.lax.map(one_row, (q, lo, hi, seq), batch_size=min(num_rows, ROWS_AT_ONCE))
     return out.reshape(num_rows, -1), cache
 
 
