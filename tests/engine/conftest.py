@@ -13,6 +13,7 @@ from strop.core.config import EngineConfig
 from strop.core.request import Request, TokenEvent
 from strop.engine.engine import Engine
 from strop.engine.loading import LoadedModel, load_model
+from strop.engine.step import CompiledModel
 from strop.ops import native
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -62,12 +63,17 @@ def loaded(tiny_path: Callable[..., Path]) -> Callable[..., LoadedModel]:
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_engine(loaded: Callable[..., LoadedModel]) -> Callable[..., Engine]:
     """new_engine(model=None, **settings): a fresh engine with SMALL's sizes, unless told otherwise."""
+    compiled: dict[object, tuple[CompiledModel, object]] = {}  # with what the key's id belongs to
 
     def make(model: LoadedModel | None = None, **settings: object) -> Engine:
-        return Engine(model or loaded(), replace(SMALL, **settings))
+        engine = Engine(model or loaded(), replace(SMALL, **settings))
+        # What is compiled for a model serves all engines over it.
+        key = (id(engine.params), engine.spec, engine.layout)
+        engine._compiled, _ = compiled.setdefault(key, (engine._compiled, engine.params))
+        return engine
 
     return make
 

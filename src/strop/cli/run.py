@@ -1,5 +1,6 @@
 """`strop run MODEL PROMPT`: one streamed answer and a line that says how fast it came."""
 
+import io
 import json
 import sys
 import time
@@ -160,6 +161,8 @@ class _Answer:
 
 def command(arguments: list[str]) -> None:
     """Runs the verb; errors a user can act on become one line and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # models write what some terminals cannot show
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
     try:

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from strop.core.config import EngineConfig
-from strop.core.errors import RequestError
+from strop.core.errors import RequestError, UnsupportedError
 from strop.formats.artifact import ArtifactCheckpoint
 from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
 from strop.formats.gguf import GGUFCheckpoint
@@ -110,6 +112,11 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
     if os.environ.get("STROP_NATIVE") == "0":
         return "STROP_NATIVE=0"
     if not native.register():
+        if forced := os.environ.get("STROP_ISA"):
+            raise UnsupportedError(
+                f"STROP_ISA={forced!r}: this machine does not run it, or the native library is not built; known are "
+                f"{', '.join(native.ISAS)}: unset it to run the best one"
+            )
         return "the library was not built, or this processor lacks AVX2"
     from strop.ops.attention.cpu import declines_shape
     from strop.ops.linear.cpu import declines_gate
@@ -149,7 +156,14 @@ def _resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
 
 def _keep_compiled_steps(jax: object) -> None:
     """Compiled steps go to the cache directory, so that a second start does not compile."""
+    directory = cache_directory() / "xla"
+    with suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK):
+        return
+    # A full disk costs only compile time, and jax would warn about each step.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     update = jax.config.update  # type: ignore[attr-defined]
-    update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    update("jax_compilation_cache_dir", str(directory))
     update("jax_persistent_cache_min_compile_time_secs", 0.0)
     update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from strop.formats.pack_cache import cache_directory
@@ -57,4 +58,5 @@ def _remember(memo: Path, digest: str) -> None:
         part.replace(memo)
     except OSError as error:  # only costs the next start some time
         log.debug("cannot remember the hash of a model file in %s: %s", memo, error)
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
