@@ -13,6 +13,9 @@ from strop.ops.dispatch import Platform
 RUNTIME_BYTES = 330 * MIB
 """Python, jax and the compiled steps of a process that serves one model, without weights and cache."""
 
+XLA_RUNTIME_BYTES = 800 * MIB
+"""The same without native kernels: XLA's compiler and the scratch of its matrix products come on top."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -27,7 +30,7 @@ class MemoryPlan:
     block_len: int
     num_blocks: int
     limit_bytes: int
-    runtime_bytes: int = RUNTIME_BYTES
+    runtime_bytes: int
 
     @property
     def total_bytes(self) -> int:
@@ -108,16 +111,17 @@ def plan_memory(
     if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
         per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
         activations = 4 * activations + 2 * REFERENCE_ROWS_AT_ONCE * config.max_context_len * per_layer * 4
-    room = limit - weights - activations - RUNTIME_BYTES
+    runtime = RUNTIME_BYTES if platform == "native" else XLA_RUNTIME_BYTES
+    room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1
     num_blocks = config.num_blocks or min(needed_blocks, max(room // 2, 0) // per_block)
     if num_blocks < 2 or num_blocks * per_block > room:
         wanted = max(config.num_blocks, 2) * per_block
         raise CapacityError(
-            f"the model does not fit: weights {_size(weights)} + runtime {_size(RUNTIME_BYTES)} + activations "
+            f"the model does not fit: weights {_size(weights)} + runtime {_size(runtime)} + activations "
             f"{_size(activations)} + a cache of at least {_size(wanted)} need "
-            f"{_size(weights + RUNTIME_BYTES + activations + wanted)}, but the limit is {_size(limit)}: raise --memory "
+            f"{_size(weights + runtime + activations + wanted)}, but the limit is {_size(limit)}: raise --memory "
             "if the machine has more, lower num_blocks, max_step_tokens or max_num_seqs, or take a smaller or more "
             "strongly quantised model"
         )
@@ -131,4 +135,5 @@ def plan_memory(
         config.block_len,
         num_blocks,
         limit,
+        runtime,
     )
