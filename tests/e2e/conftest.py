@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from tiny_llm import tiny_llm
 
-COMMAND = (sys.executable, "-c", "from strop.cli.main import main; main()")
-
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,18 +25,18 @@ def environment(cache: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
-    """start(*arguments, env={...}, **popen): a `strop` process with pipes."""
+    """start(*arguments, env={...}, before="import ..."): a `strop` process with pipes; `before` is Python to run first."""
 
-    def run(*arguments: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    def run(*arguments: object, env: dict[str, str] | None = None, before: str = "") -> subprocess.Popen[str]:
+        code = f"{before}\nfrom strop.cli.main import main; main()"
         return subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
+            [sys.executable, "-c", code, *map(str, arguments)],
             env=environment | (env or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            **options,
         )
 
     return run

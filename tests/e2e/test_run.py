@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -255,10 +254,8 @@ def test_wrong_tensors(run_damaged: Callable[..., Any]) -> None:
 
 
 def test_full_disk_while_packing(strop: Strop, clean_error: CleanError, smollm2_path: Path, tmp_path: Path) -> None:
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10 << 20, 10 << 20))
-
-    result = strop("run", smollm2_path, "x", env={"STROP_CACHE": str(tmp_path)}, preexec_fn=small_files)
+    small_files = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10 << 20, 10 << 20))"
+    result = strop("run", smollm2_path, "x", env={"STROP_CACHE": str(tmp_path)}, before=small_files)
     clean_error(result, str(tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pack", ".part")]
 
