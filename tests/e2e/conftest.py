@@ -25,7 +25,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
-    """start(*arguments, env={...}, before="import ..."): a `strop` process with pipes; `before` is Python to run first."""
+    """start(*arguments, env={...}, before="import ..."): a process with pipes; `before` is Python to run first."""
 
     def run(*arguments: object, env: dict[str, str] | None = None, before: str = "") -> subprocess.Popen[str]:
         code = f"{before}\nfrom strop.cli.main import main; main()"

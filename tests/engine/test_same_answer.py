@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from strop.core.config import EngineConfig
 from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
+from strop.engine.loading import load_model
 from strop.engine.sample import SampleRow, build_sample_inputs
 from strop.engine.sequence import choice_seed
 from strop.ops import native
@@ -93,6 +96,31 @@ def test_alone_and_in_a_crowd(
             assert again == expected
     assert num_preemptions >= len(ways)
     assert num_hits > 30 * len(ways)
+
+
+def test_the_real_model_in_a_crowd(
+    smollm2_path: Path, new_engine: Callable[..., Engine], alone: Callable[..., Any], crowd: Callable[..., Any]
+) -> None:
+    if not native.register():
+        pytest.skip("the native library is not built")
+    sizes = EngineConfig(max_num_seqs=4, max_context_len=128, num_blocks=6, max_step_tokens=64, num_threads=2)
+    model, _ = load_model(str(smollm2_path), sizes)
+    prompts = ["Once upon a time", "def fibonacci(n):", "The capital of France is", "Once upon a time, in a land far"]
+    kinds: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.8, "seed": 1}, {"temperature": 0, "n": 2}]
+    requests = [
+        Request(f"r{i}{j}", tuple(model.tokenizer.encode(prompt)), SamplingParams(max_tokens=40, logprobs=2, **kind))
+        for i, prompt in enumerate(prompts)
+        for j, kind in enumerate(kinds)
+    ]
+    native.set_num_threads(1)
+    expected = alone(lambda: new_engine(model, prefix_cache=False), requests)
+    native.set_num_threads(2)
+    num_preemptions = 0
+    for seed, max_step_tokens in enumerate((64, 3)):
+        engine = new_engine(model, max_step_tokens=max_step_tokens)
+        assert crowd(engine, requests, seed=seed) == expected
+        num_preemptions += engine.scheduler.num_preemptions
+    assert num_preemptions > 0
 
 
 def test_equals_naive_recompute(new_engine: Callable[..., Engine], alone: Callable[..., Any]) -> None:
