@@ -146,6 +146,19 @@ def test_equals_naive_recompute(new_engine: Callable[..., Engine], alone: Callab
             tokens.append(token_id)
 
 
+def test_like_blocks_after_unlike_ones_are_not_shared(
+    new_engine: Callable[..., Engine], alone: Callable[..., Any], crowd: Callable[..., Any]
+) -> None:
+    head, other_head, middle = ([rng.randrange(268) for _ in range(32)] for rng in map(random.Random, (1, 2, 3)))
+    prompts = [[*head, *middle, 5], [*other_head, 5], [*other_head, *middle, 5]]
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=2, ignore_eos=True)
+    requests = [Request(f"r{i}", tuple(prompt), params) for i, prompt in enumerate(prompts)]
+    engine = new_engine()
+    answers = {key: answer for request in requests for key, answer in crowd(engine, [request]).items()}
+    assert engine.scheduler.num_prefix_hit_tokens == 32
+    assert answers == alone(new_engine, requests)
+
+
 def test_stale_cache_is_never_read(new_engine: Callable[..., Engine], crowd: Callable[..., Any]) -> None:
     """Pages hold whatever was there before: with NaN everywhere, nothing changes."""
     requests = requests_of_every_kind(2)
