@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from typing import Any
 
 from strop.core.config import EngineConfig
@@ -127,4 +128,4 @@ class LLM:
 
 def _is_one(prompts: Any) -> bool:
     """Whether `prompts` is a single prompt: text, token ids, or one conversation."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | Mapping))
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | Mapping))

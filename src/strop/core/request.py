@@ -1,7 +1,9 @@
 """What a user asks and what comes back. Plain data; the field names are those vLLM users know."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from strop.core.errors import RequestError
 
@@ -42,40 +44,25 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-
-        def require(ok: bool, name: str, accepted: str) -> None:
-            if not ok:
-                raise RequestError(f"{name}={getattr(self, name)!r} is out of range: {accepted}")
-
-        def finite(name: str) -> bool:
-            return abs(float(getattr(self, name))) < 1e30  # also false for NaN
-
-        require(isinstance(self.n, int) and 1 <= self.n <= MAX_N, "n", f"an integer from 1 to {MAX_N}")
-        require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1, or None for no limit")
-        require(self.min_tokens >= 0, "min_tokens", "0 or more")
-        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "not more than max_tokens")
-        require(finite("temperature") and self.temperature >= 0, "temperature", "a finite number, 0 or more")
-        require(self.top_k >= 0, "top_k", "0 (keep all) or more")
-        require(0 < self.top_p <= 1, "top_p", "above 0, at most 1")
-        require(0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        require(
-            finite("repetition_penalty") and self.repetition_penalty > 0, "repetition_penalty", "finite and above 0"
-        )
-        require(finite("presence_penalty"), "presence_penalty", "a finite number")
-        require(finite("frequency_penalty"), "frequency_penalty", "a finite number")
-        require(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            "logprobs",
-            f"from 0 to {MAX_LOGPROBS}, or None",
-        )
-        require(all(s for s in self.stop), "stop", "non-empty strings")
-        require(
-            all(abs(float(bias)) < 1e30 for bias in (self.logit_bias or {}).values()), "logit_bias", "finite biases"
-        )
+        """Raises RequestError for a value of the wrong type or out of range. Numbers become plain `int` and `float`."""
+        for name, (kind, is_accepted, accepted) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                value = _number(name, value, kind, accepted)
+                if not is_accepted(value):
+                    raise RequestError(f"{name}={_shown(value)} is out of range: give {accepted}")
+                object.__setattr__(self, name, value)
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong_type(name, getattr(self, name), "True or False")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens={self.min_tokens} is out of range: give at most max_tokens={self.max_tokens}"
+            )
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
     @property
     def greedy(self) -> bool:
@@ -90,6 +77,14 @@ class Request:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for a value of the wrong type; whether the model has these ids is the engine's to say."""
+        if not isinstance(self.request_id, str):
+            raise _wrong_type("request_id", self.request_id, "text")
+        if not isinstance(self.params, SamplingParams):
+            raise _wrong_type("params", self.params, "a SamplingParams")
+        object.__setattr__(self, "prompt_token_ids", _token_ids("prompt_token_ids", self.prompt_token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +147,87 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+
+
+_INT64_MAX = 2**63 - 1
+_LARGEST = 1e30  # stays finite in float32, after any arithmetic the sampler does
+
+_OPTIONAL = ("max_tokens", "seed", "logprobs")
+_FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
+# Comparisons are false for NaN.
+_NUMBERS: dict[str, tuple[type[int] | type[float], Callable[[Any], bool], str]] = {
+    "n": (int, lambda n: 1 <= n <= MAX_N, f"an integer from 1 to {MAX_N}"),
+    "max_tokens": (int, lambda n: 1 <= n <= _INT64_MAX, "an integer, 1 or more, or None for no limit"),
+    "min_tokens": (int, lambda n: 0 <= n <= _INT64_MAX, "an integer, 0 or more"),
+    "temperature": (float, lambda x: 0 <= x < _LARGEST, "a finite number, 0 or more"),
+    "top_k": (int, lambda n: 0 <= n <= _INT64_MAX, "an integer, 0 (keep all) or more"),
+    "top_p": (float, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
+    "min_p": (float, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    "seed": (int, lambda n: -(2**63) <= n < 2**64, "an integer of at most 64 bits, or None"),
+    "repetition_penalty": (float, lambda x: 0 < x < _LARGEST, "a finite number above 0"),
+    "presence_penalty": (float, lambda x: abs(x) < _LARGEST, "a finite number"),
+    "frequency_penalty": (float, lambda x: abs(x) < _LARGEST, "a finite number"),
+    "logprobs": (int, lambda n: 0 <= n <= MAX_LOGPROBS, f"an integer from 0 to {MAX_LOGPROBS}, or None"),
+}
+
+
+def _number(name: str, value: Any, kind: type[int] | type[float], accepted: str) -> int | float:
+    """`value` as a plain int or float; NumPy's scalars are numbers too, booleans are not."""
+    is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if not is_number:
+        raise _wrong_type(name, value, accepted)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise RequestError(f"{name}={_shown(value)} is out of range: give {accepted}") from None
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise _wrong_type(name, value, "a list of token ids")
+    ids = tuple(value)
+    if set(map(type, ids)) <= {int}:  # prompts are long
+        return ids
+    return tuple(int(_number(f"{name}[{i}]", item, int, "a token id, an integer")) for i, item in enumerate(ids))
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    accepted = "a text, or a list of texts, none of them empty"
+    if value is None or isinstance(value, str):
+        value = () if value is None else (value,)
+    if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
+        raise _wrong_type("stop", value, accepted)
+    stops = tuple(value)
+    for i, stop in enumerate(stops):
+        if not isinstance(stop, str):
+            raise _wrong_type(f"stop[{i}]", stop, accepted)
+        if not stop:
+            raise RequestError(f"stop[{i}]='' is out of range: give {accepted}")
+    return stops
+
+
+def _biases(value: Any) -> dict[int, float]:
+    accepted = "a map from token ids (integers) to finite numbers"
+    if not isinstance(value, Mapping):
+        raise _wrong_type("logit_bias", value, accepted)
+    biases = {}
+    for token_id, bias in value.items():
+        token_id = int(_number("logit_bias key", token_id, int, accepted))
+        biases[token_id] = float(_number(f"logit_bias[{_shown(token_id)}]", bias, float, accepted))
+        if not abs(biases[token_id]) < _LARGEST:
+            raise RequestError(f"logit_bias[{_shown(token_id)}]={_shown(bias)} is out of range: give {accepted}")
+    return biases
+
+
+def _wrong_type(name: str, value: object, accepted: str) -> RequestError:
+    return RequestError(f"{name}={_shown(value)} has type {type(value).__name__}: give {accepted}")
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python spells no integer of thousands of digits
+        return "..."
+    return text if len(text) <= 80 else f"{text[:77]}..."

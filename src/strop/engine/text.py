@@ -4,6 +4,7 @@ import codecs
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from strop.core.errors import RequestError
@@ -42,7 +43,8 @@ def prepare_prompt(tokenizer: Tokenizer, prompt: Prompt, *, vocab_size: int | No
 
 def _checked_ids(prompt: Sequence[Any], vocab_size: int) -> list[int]:
     for position, token_id in enumerate(prompt):
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
+        is_id = isinstance(token_id, (int, Integral))  # Integral: NumPy's too, but slowly
+        if not is_id or isinstance(token_id, bool):
             raise RequestError(
                 f"prompt item {position} is {_kind(token_id)}; token ids are integers, messages are maps"
             )
@@ -50,7 +52,7 @@ def _checked_ids(prompt: Sequence[Any], vocab_size: int) -> list[int]:
             raise RequestError(
                 f"token id {token_id} at prompt position {position} is out of range: 0 to {vocab_size - 1}"
             )
-    return list(prompt)
+    return [int(token_id) for token_id in prompt]
 
 
 def _kind(value: object) -> str:
