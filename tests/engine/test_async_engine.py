@@ -1,6 +1,7 @@
 """Concurrent streams over one engine: equal to LLM's answers, cancelled without a trace, told of every failure."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from strop.core.errors import RequestError, StropError
-from strop.core.request import SamplingParams
+from strop.core.request import Request, SamplingParams
 from strop.engine import engine as engine_module
 from strop.engine.async_engine import AsyncEngine
 from strop.engine.engine import Engine
@@ -124,5 +125,93 @@ def test_closing(new_engine: Callable[..., Engine]) -> None:
         with pytest.raises(StropError, match="closed"):
             await collect(engine, "hello", GREEDY)
         await until_idle(engine.engine)
+
+    asyncio.run(main())
+
+
+class SlowTokenizer:
+    """Holds up prompts with many w's until `release`; notes the texts it was given, and the prompts the engine got."""
+
+    def __init__(self, engine: Engine, patch: pytest.MonkeyPatch) -> None:
+        self.release, self.seen, self.added = threading.Event(), list[str](), list[tuple[int, ...]]()
+        self.encode, add = engine.tokenizer.encode, engine.add
+
+        def slow_encode(text: str, *args: Any, **options: Any) -> list[int]:
+            self.seen.append(text)
+            if text.count("w") > 5:
+                assert self.release.wait(20), "nobody could release it: the event loop was held up"
+            return self.encode(text, *args, **options)
+
+        def noting_add(request: Request) -> None:
+            self.added.append(request.prompt_token_ids)
+            add(request)
+
+        patch.setattr(engine.tokenizer, "encode", slow_encode)
+        patch.setattr(engine, "add", noting_add)
+
+    async def is_at(self, text: str) -> None:
+        while text not in self.seen:
+            await asyncio.sleep(0.001)
+
+
+SLOW = "w" * 9
+
+
+def test_a_slow_prompt_delays_no_running_stream(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with AsyncEngine(new_engine()) as engine:
+            expected = [await collect(engine, prompt, GREEDY) for prompt in ("hello", SLOW, "world")]
+            slow = SlowTokenizer(engine.engine, monkeypatch)
+            running = engine.generate("hello", GREEDY)
+            text = (await anext(running)).text
+            late = [asyncio.create_task(collect(engine, prompt, GREEDY)) for prompt in (SLOW, "world")]
+            await slow.is_at(SLOW)
+            async for delta in running:
+                text += delta.text
+            assert text == expected[0][0][0]
+            slow.release.set()
+            assert await asyncio.gather(*late) == expected[1:]
+            assert slow.added == [tuple(slow.encode(prompt)) for prompt in ("hello", SLOW, "world")]
+
+    asyncio.run(main())
+
+
+def test_a_stream_cancelled_before_its_prompt_is_ready_never_reaches_the_engine(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with AsyncEngine(new_engine()) as engine:
+            slow = SlowTokenizer(engine.engine, monkeypatch)
+            tasks = [asyncio.create_task(collect(engine, prompt, GREEDY)) for prompt in (SLOW, "x")]
+            await slow.is_at(SLOW)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+            slow.release.set()
+            assert await collect(engine, "hello", GREEDY)
+            assert slow.seen == [SLOW, "hello"]
+            assert slow.added == [tuple(slow.encode("hello"))]
+
+    asyncio.run(main())
+
+
+def test_closing_while_prompts_are_being_prepared(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        engine = AsyncEngine(new_engine())
+        slow = SlowTokenizer(engine.engine, monkeypatch)
+        tasks = [asyncio.create_task(collect(engine, prompt, GREEDY)) for prompt in (SLOW, "x")]
+        await slow.is_at(SLOW)
+        engine.close()
+        slow.release.set()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(result, StropError)
+            assert "closed" in str(result)
+        assert slow.seen == [SLOW]
+        assert slow.added == []
 
     asyncio.run(main())

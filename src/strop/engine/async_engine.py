@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
@@ -27,6 +28,8 @@ class AsyncEngine:
         self._ids = count()
         self._is_closed = False
         self._lock = threading.Lock()  # nothing may be queued behind "close": nobody would read it
+        # One thread: prompts reach the engine in the order in which they came, however long each takes.
+        self._tokenizing = ThreadPoolExecutor(1, "strop-tokenizer")
         self._thread = threading.Thread(target=self._serve, name="strop-engine", daemon=True)
         self._thread.start()
 
@@ -38,19 +41,22 @@ class AsyncEngine:
     async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[Delta]:
         """Deltas of all choices as they come. Leaving the iteration aborts the request and frees its blocks.
 
+        The prompt is tokenised on a thread of its own, first come first served: a long one delays no running stream.
+
         Raises:
             RequestError: the request is impossible.
             StropError: the engine failed, or was closed.
         """
-        params = params or SamplingParams()
-        tokenizer = self.engine.tokenizer
-        token_ids = prepare_prompt(tokenizer, prompt, vocab_size=self.engine.spec.vocab_size)
+        params = SamplingParams() if params is None else params
+        with self._lock:
+            self._check_open()
+            tokenized = self._tokenizing.submit(self._prepare, prompt)
+        token_ids = await asyncio.wrap_future(tokenized)
         request = Request(f"async-{next(self._ids)}", token_ids, params)
         events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
-        texts, num_open = StreamDetokenizer(tokenizer, params), params.n
+        texts, num_open = StreamDetokenizer(self.engine.tokenizer, params), params.n
         with self._lock:
-            if self._is_closed:
-                raise StropError("the engine is closed: make a new one")
+            self._check_open()
             self._commands.put(("add", (request, (asyncio.get_running_loop(), events))))
         try:
             while num_open:
@@ -73,6 +79,7 @@ class AsyncEngine:
             if not self._is_closed:
                 self._is_closed = True
                 self._commands.put(("close", None))
+        self._tokenizing.shutdown(wait=False)  # who waits for it finds the engine closed
         self._thread.join()
 
     def __enter__(self) -> "AsyncEngine":
@@ -80,6 +87,14 @@ class AsyncEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StropError("the engine is closed: make a new one")
+
+    def _prepare(self, prompt: Prompt) -> tuple[int, ...]:
+        self._check_open()
+        return prepare_prompt(self.engine.tokenizer, prompt, vocab_size=self.engine.spec.vocab_size)
 
     def _serve(self) -> None:
         engine = self.engine
