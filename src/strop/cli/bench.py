@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from strop.core.errors import RequestError, StropError
+from strop.cli.verb import run_verb
+from strop.core.errors import RequestError
 
 ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
 
@@ -66,10 +67,4 @@ def _at_least_one(option: str, value: int) -> int:
 
 def command(arguments: list[str]) -> None:
     """Runs the verb; errors a user can act on become one line and exit code 1."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(bench)
-    try:
-        app(arguments, prog_name="strop bench")
-    except StropError as error:
-        print(f"strop: {error}", file=sys.stderr)
-        sys.exit(1)
+    run_verb(bench, arguments)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from strop.cli.verb import run_verb
 from strop.core.config import GIB, EngineConfig
 from strop.core.errors import RequestError, StropError
 from strop.core.request import SamplingParams
@@ -35,6 +36,8 @@ def run(
     json_line: Annotated[bool, typer.Option("--json", help="End with one JSON line instead of a summary.")] = False,
 ) -> None:
     """Answers one prompt. Text goes to standard output, everything else to standard error."""
+    if max_tokens < 0:
+        raise RequestError(f"--max-tokens {max_tokens} is out of range: 1 or more, or 0 for up to the context's end")
     params = SamplingParams(
         max_tokens=max_tokens or None,
         temperature=temperature,
@@ -163,10 +166,4 @@ def command(arguments: list[str]) -> None:
     """Runs the verb; errors a user can act on become one line and exit code 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # models write what some terminals cannot show
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    try:
-        app(arguments, prog_name="strop run")
-    except StropError as error:
-        print(f"strop: {error}", file=sys.stderr)
-        sys.exit(1)
+    run_verb(run, arguments)
