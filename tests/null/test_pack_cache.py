@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 
 from strop.core.errors import CapacityError
 from strop.formats import pack_cache
-from strop.formats.pack_cache import PackCache, PackFile, PackWriter, cache_directory
+from strop.formats.pack_cache import KEEP_UNUSED_S, PackCache, PackFile, PackWriter, cache_directory
 
 BIG = np.arange(3000, dtype=np.float32).reshape(30, 100)
 
@@ -70,6 +71,24 @@ def test_keys_have_packs_of_their_own(tmp_path: Path) -> None:
     cache.open_or_build("a", lambda writer: writer.add("x", np.zeros(1, np.uint8)))
     other = cache.open_or_build("b", lambda writer: writer.add("x", np.ones(1, np.uint8)))
     assert other["x"][0] == 1
+
+
+def test_packs_not_opened_for_long_make_room_for_new_ones(tmp_path: Path) -> None:
+    cache = PackCache(tmp_path)
+    paths: dict[str, Path] = {}
+    packs: dict[str, PackFile] = {}
+    for key in ("unused", "opened", "young"):
+        packs[key] = cache.open_or_build(key, build_sample)
+        (paths[key],) = set(tmp_path.glob("*.pack")) - set(paths.values())
+    for key, path in paths.items():
+        opened_s = time.time() - KEEP_UNUSED_S + (60 if key == "young" else -60)
+        os.utime(path, (opened_s, opened_s))
+    cache.open_or_build("opened", refuse_to_build)
+    assert all(path.exists() for path in paths.values())
+    cache.open_or_build("new", build_sample)
+    assert {key for key, path in paths.items() if path.exists()} == {"opened", "young"}
+    check_sample(packs["unused"])
+    check_sample(cache.open_or_build("unused", build_sample))
 
 
 def truncate(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 One file per key. Layout: a 64-byte preamble, data from byte 4096 on, then a JSON header (names, dtypes, shapes,
 offsets, key) whose place, length and SHA-256 the preamble gives. Deleting the directory only costs the next start its
-packing.
+packing. Opening a pack sets its modification time; building one deletes those not opened for `KEEP_UNUSED_S`, such as
+packs of models that changed and of older versions of Strop.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ MAGIC = b"STROPPAK"
 VERSION = 1
 PAGE_BYTES = 4096
 LINE_BYTES = 64
+KEEP_UNUSED_S = 14 * 24 * 3600
 _PREAMBLE = struct.Struct("<8sIIQQ32s")  # magic, version, zero, header start, header length, header SHA-256
 _DTYPES = {
     **{name: np.dtype(name) for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")},
@@ -225,6 +228,7 @@ class PackCache:
             if pack := _open_pack(path, key):  # another process has just built it
                 return pack
             self._remove_orphans(name)
+            self._remove_unused()
             return self._build_file(path, key, build, expected_bytes)
         finally:
             os.close(lock_fd)  # releases the lock
@@ -284,6 +288,15 @@ class PackCache:
                     finally:
                         os.close(lock_fd)
 
+    def _remove_unused(self) -> None:
+        """Makes room. A process that has a pack mapped keeps what it sees."""
+        oldest_s = time.time() - KEEP_UNUSED_S
+        for path in self.directory.glob("*.pack"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < oldest_s:
+                    path.unlink()
+                    log.info("deleted %s: not used for %d days", path, KEEP_UNUSED_S // (24 * 3600))
+
 
 def _open_pack(path: Path, key: str) -> PackFile | None:
     """The pack if it is there and whole; None (logged) if it must be built."""
@@ -292,7 +305,10 @@ def _open_pack(path: Path, key: str) -> PackFile | None:
     except OSError:
         return None
     try:
-        return PackFile(pack_fd, key)
+        pack = PackFile(pack_fd, key)
+        with contextlib.suppress(OSError):  # somebody else's file
+            os.utime(path)
+        return pack
     except (ValueError, LookupError, TypeError, OSError) as error:
         log.warning("rebuilding the pack %s: it %s", path, error)
         return None
