@@ -1,6 +1,6 @@
 #include <sys/mman.h>
 
-#include "ffi/buffers.h"
+#include "ffi/operations.h"
 
 namespace strop {
 namespace {
@@ -23,41 +23,9 @@ bool rows_are_sound(const AttentionArgs& a, int64_t num_blocks, int64_t num_posi
   return true;
 }
 
-ffi::Error attention(ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::BF16> cache, ffi::Buffer<ffi::S32> rows,
-                     ffi::Buffer<ffi::S32> tables, ffi::Buffer<ffi::F32> cosine, ffi::Buffer<ffi::F32> sine,
-                     ffi::Buffer<ffi::S32> counts, ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::BF16> cache_out,
-                     int32_t layer, int32_t num_heads, int32_t num_kv_heads, int32_t head_dim, int32_t rotary_dim,
-                     float scale) {
-  const auto shape = cache.dimensions();  // [L, P, K, 2, block_len * H]
-  AttentionArgs a{};
-  if (!bounded(counts, 0, qkv.dimensions()[0], &a.num_rows)) return invalid("attention: bad row count");
-  if (shape.size() != 5 || layer < 0 || layer >= shape[0] || shape[2] != num_kv_heads || shape[3] != 2)
-    return invalid("attention: the cache needs shape [L, P, K, 2, block_len * H]");
-  if (cache.typed_data() != cache_out->typed_data()) return invalid("attention: the cache must be donated");
-  if (head_dim > 512 || num_kv_heads <= 0 || num_heads % num_kv_heads != 0) return invalid("attention: bad heads");
-  const int64_t num_rows = qkv.dimensions()[0];
-  if (qkv.dimensions()[1] != int64_t(num_heads + 2 * num_kv_heads) * head_dim ||
-      int64_t(y->element_count()) != num_rows * num_heads * head_dim || int64_t(rows.element_count()) != kNumRowFields * num_rows)
-    return invalid("attention: shapes of qkv, rows and y disagree");
-  a.qkv = qkv.typed_data();
-  a.cache = reinterpret_cast<uint16_t*>(cache_out->typed_data()) + shape[1] * shape[2] * 2 * shape[4] * layer;
-  const int32_t* field = rows.typed_data();
-  a.positions = field + kPosition * num_rows, a.slots = field + kSlot * num_rows, a.kv_lo = field + kLo * num_rows;
-  a.kv_hi = field + kHi * num_rows, a.seqs = field + kSeq * num_rows;
-  a.block_tables = tables.typed_data();
-  a.table_len = int(tables.dimensions()[1]), a.block_len = int(shape[4] / head_dim);
-  a.num_heads = num_heads, a.num_kv_heads = num_kv_heads, a.head_dim = head_dim, a.rotary_dim = rotary_dim;
-  int64_t num_positions = int64_t(1) << 40;
-  if (rotary_dim > 0) {
-    if (cosine.dimensions().size() != 2 || cosine.dimensions()[1] * 2 != rotary_dim || !same(sine.dimensions(), cosine.dimensions()))
-      return invalid("attention: bad rope tables");
-    a.rope_cos = cosine.typed_data(), a.rope_sin = sine.typed_data();
-    num_positions = cosine.dimensions()[0];
-  }
-  a.scale = scale, a.y = y->typed_data();
-  if (!rows_are_sound(a, shape[1], num_positions, tables.dimensions()[0])) return invalid("attention: a row points outside the cache");
-  kernels().attention(a);
-  return ffi::Error::Success();
+bool same_rows(const AttentionArgs& a, const AttentionArgs& b) {
+  return a.positions == b.positions && a.kv_lo == b.kv_lo && a.block_tables == b.block_tables && a.num_rows == b.num_rows &&
+         a.rotary_dim == b.rotary_dim;
 }
 
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
@@ -71,15 +39,52 @@ ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
 }
 
 }  // namespace
+
+// qkv, cache [L, P, K, 2, block_len * H], row fields, block tables, counts, [cos, sin], y. The cache is written in place.
+ffi::Error decode_attention(Operands& operands, const AttentionArgs* last, AttentionArgs* args) {
+  AttentionArgs& a = *args;
+  const auto qkv = operands.next<ffi::F32>();
+  const auto cache = operands.next<ffi::BF16>();
+  const auto rows = operands.next<ffi::S32>(), tables = operands.next<ffi::S32>(), counts = operands.next<ffi::S32>();
+  const int layer = operands.attr();
+  a.num_heads = operands.attr(), a.num_kv_heads = operands.attr(), a.head_dim = operands.attr();
+  a.rotary_dim = operands.attr();
+  a.scale = operands.float_attr();
+  const auto cosine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto sine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto y = operands.next<ffi::F32>();
+  if (!operands.all_taken()) return invalid("attention: operands of other number or type than expected");
+  if (qkv.dims.size() != 2 || tables.dims.size() != 2 || !bounded(counts, 0, qkv.dims[0], &a.num_rows))
+    return invalid("attention: bad row count");
+  if (cache.dims.size() != 5 || layer < 0 || layer >= cache.dims[0] || cache.dims[2] != a.num_kv_heads || cache.dims[3] != 2)
+    return invalid("attention: the cache needs shape [L, P, K, 2, block_len * H]");
+  if (a.head_dim < 16 || a.head_dim > 512 || a.num_kv_heads <= 0 || a.num_heads % a.num_kv_heads != 0)
+    return invalid("attention: bad heads");
+  const int64_t num_rows = qkv.dims[0];
+  if (qkv.dims[1] != int64_t(a.num_heads + 2 * a.num_kv_heads) * a.head_dim ||
+      y.count() != num_rows * a.num_heads * a.head_dim || rows.count() != kNumRowFields * num_rows)
+    return invalid("attention: shapes of qkv, rows and y disagree");
+  a.qkv = qkv.data;
+  a.cache = reinterpret_cast<uint16_t*>(cache.data) + cache.dims[1] * cache.dims[2] * 2 * cache.dims[4] * layer;
+  a.positions = rows.data + kPosition * num_rows, a.slots = rows.data + kSlot * num_rows;
+  a.kv_lo = rows.data + kLo * num_rows, a.kv_hi = rows.data + kHi * num_rows, a.seqs = rows.data + kSeq * num_rows;
+  a.block_tables = tables.data;
+  a.table_len = int(tables.dims[1]), a.block_len = int(cache.dims[4] / a.head_dim);
+  int64_t num_positions = int64_t(1) << 40;
+  if (a.rotary_dim > 0) {
+    if (cosine.dims.size() != 2 || cosine.dims[1] * 2 != a.rotary_dim || !same(sine.dims, cosine.dims))
+      return invalid("attention: bad rope tables");
+    a.rope_cos = cosine.data, a.rope_sin = sine.data;
+    num_positions = cosine.dims[0];
+  }
+  a.y = y.data;
+  // Like layers share the array of their cache, and so its number of blocks.
+  if (last != nullptr && same_rows(*last, a) && last->rope_cos == a.rope_cos) return ffi::Error::Success();
+  if (!rows_are_sound(a, cache.dims[1], num_positions, tables.dims[0])) return invalid("attention: a row points outside the cache");
+  return ffi::Error::Success();
+}
+
 }  // namespace strop
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_allocate, strop::allocate,
                               xla::ffi::Ffi::Bind().Ret<xla::ffi::Buffer<xla::ffi::BF16>>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_attention, strop::attention, xla::ffi::Ffi::Bind()
-    .Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::BF16>>().Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-    .Arg<xla::ffi::Buffer<xla::ffi::S32>>().Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-    .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-    .Ret<xla::ffi::Buffer<xla::ffi::F32>>().Ret<xla::ffi::Buffer<xla::ffi::BF16>>()
-    .Attr<int32_t>("layer").Attr<int32_t>("num_heads").Attr<int32_t>("num_kv_heads").Attr<int32_t>("head_dim")
-    .Attr<int32_t>("rotary_dim").Attr<float>("scale"));

@@ -1,63 +1,60 @@
-#include "ffi/buffers.h"
+#include "ffi/operations.h"
 
 namespace strop {
-namespace {
 
-ffi::Error linear(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> norm, ffi::Buffer<ffi::U8> weights,
-                  ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::S32> counts,
-                  ffi::ResultBuffer<ffi::F32> y, int32_t index, int32_t layer, int32_t format, int32_t zero, int32_t num_tiles,
-                  int32_t epilogue, int32_t has_norm, int32_t has_bias, float eps, int32_t count_index) {
-  const auto in = x.dimensions(), out = y->dimensions();
-  if (in.size() != 2 || out.size() != 2 || in[0] != out[0]) return invalid("linear: x and y need shapes [T, K], [T, N]");
-  LinearArgs args{};
-  args.layout = {WeightFormat(format), zero, int(in[1]), num_tiles};
-  args.epilogue = Epilogue(epilogue);
+// x, weights, counts, [norm], [bias], [residual], [row ids], y.
+ffi::Error decode_linear(Operands& operands, LinearArgs* args) {
+  const auto x = operands.next<ffi::F32>();
+  const auto weights = operands.next<ffi::U8>();
+  const auto counts = operands.next<ffi::S32>();
+  const int index = operands.attr(), layer = operands.attr();
+  const auto format = WeightFormat(operands.attr());
+  const int zero = operands.attr(), num_tiles = operands.attr();
+  args->epilogue = Epilogue(operands.attr());
+  const bool has_norm = operands.attr(), has_bias = operands.attr(), has_row_ids = operands.attr();
+  const int count_index = operands.attr();
+  args->norm_eps = operands.float_attr();
+  const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto residual = args->epilogue == Epilogue::kResidual ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto row_ids = has_row_ids ? operands.next<ffi::S32>() : View<ffi::S32>{};
+  const auto y = operands.next<ffi::F32>();
+  if (!operands.all_taken()) return invalid("linear: operands of other number or type than expected");
+  if (x.dims.size() != 2 || y.dims.size() != 2) return invalid("linear: x and y need shapes [T, K], [T, N]");
+  if (y.dims[0] != (has_row_ids ? row_ids.count() : x.dims[0])) return invalid("linear: x and y differ in rows");
+  args->layout = {format, zero, int(x.dims[1]), num_tiles};
   const int64_t columns = int64_t(num_tiles) * kTileColumns;
-  if (out[1] > columns / (args.epilogue == Epilogue::kSwiglu ? 2 : 1)) return invalid("linear: y is wider than W");
-  if (!bounded(counts, count_index, in[0], &args.num_rows)) return invalid("linear: bad row count");
-  if (!layer_bytes(weights, index, args.layout, &args.weights)) return invalid("linear: W does not match its layout");
-  if (has_norm && !(args.norm_weight = layer_floats(norm, layer, in[1]))) return invalid("linear: bad norm shape");
-  if (has_bias && !(args.bias = layer_floats(bias, layer, columns))) return invalid("linear: bad bias shape");
-  if (args.epilogue == Epilogue::kResidual) {
-    if (!same(residual.dimensions(), out)) return invalid("linear: the residual's shape must be y's");
-    args.residual = residual.typed_data();
-  }
-  args.x = x.typed_data();
-  args.norm_eps = eps;
-  args.y = y->typed_data();
-  args.num_columns = int(out[1]);
-  kernels().linear(args);
+  if (y.dims[1] > columns / (args->epilogue == Epilogue::kSwiglu ? 2 : 1)) return invalid("linear: y is wider than W");
+  if (!bounded(counts, count_index, y.dims[0], &args->num_rows)) return invalid("linear: bad row count");
+  if (!matrix_bytes(weights, index, args->layout, &args->weights)) return invalid("linear: W does not match its layout");
+  if (has_norm && !(args->norm_weight = row_floats(norm, layer, x.dims[1]))) return invalid("linear: bad norm shape");
+  if (has_bias && !(args->bias = row_floats(bias, layer, columns))) return invalid("linear: bad bias shape");
+  if (args->epilogue == Epilogue::kResidual && !same(residual.dims, y.dims))
+    return invalid("linear: the residual's shape must be y's");
+  for (int row = 0; has_row_ids && row < args->num_rows; ++row)
+    if (row_ids.data[row] < 0 || row_ids.data[row] >= x.dims[0]) return invalid("linear: a row id is out of range");
+  args->x = x.data, args->residual = residual.data, args->row_ids = row_ids.data, args->y = y.data;
+  args->num_columns = int(y.dims[1]);
   return ffi::Error::Success();
 }
 
-ffi::Error embed(ffi::Buffer<ffi::S32> tokens, ffi::Buffer<ffi::U8> weights, ffi::Buffer<ffi::S32> counts,
-                 ffi::ResultBuffer<ffi::F32> y, int32_t format, int32_t zero, int32_t num_tiles) {
-  const auto out = y->dimensions();
-  if (out.size() != 2 || int64_t(tokens.element_count()) != out[0]) return invalid("embed: y needs shape [T, D]");
-  EmbedArgs args{};
-  args.layout = {WeightFormat(format), zero, int(out[1]), num_tiles};
-  if (!bounded(counts, 0, out[0], &args.num_rows)) return invalid("embed: bad row count");
-  if (!layer_bytes(weights, 0, args.layout, &args.weights)) return invalid("embed: W does not match its layout");
-  args.tokens = tokens.typed_data();
-  for (int row = 0; row < args.num_rows; ++row)
-    if (args.tokens[row] < 0 || args.tokens[row] >= num_tiles * kTileColumns) return invalid("embed: token out of range");
-  args.y = y->typed_data();
-  kernels().embed(args);
+// tokens, weights, counts, y.
+ffi::Error decode_embed(Operands& operands, EmbedArgs* args) {
+  const auto tokens = operands.next<ffi::S32>();
+  const auto weights = operands.next<ffi::U8>();
+  const auto counts = operands.next<ffi::S32>();
+  const auto y = operands.next<ffi::F32>();
+  const auto format = WeightFormat(operands.attr());
+  const int zero = operands.attr(), num_tiles = operands.attr();
+  if (!operands.all_taken()) return invalid("embed: operands of other number or type than expected");
+  if (y.dims.size() != 2 || tokens.count() != y.dims[0]) return invalid("embed: y needs shape [T, D]");
+  args->layout = {format, zero, int(y.dims[1]), num_tiles};
+  if (!bounded(counts, 0, y.dims[0], &args->num_rows)) return invalid("embed: bad row count");
+  if (!matrix_bytes(weights, 0, args->layout, &args->weights)) return invalid("embed: W does not match its layout");
+  for (int row = 0; row < args->num_rows; ++row)
+    if (tokens.data[row] < 0 || tokens.data[row] >= num_tiles * kTileColumns) return invalid("embed: token out of range");
+  args->tokens = tokens.data, args->y = y.data;
   return ffi::Error::Success();
 }
 
-}  // namespace
 }  // namespace strop
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_linear, strop::linear, xla::ffi::Ffi::Bind()
-    .Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::U8>>()
-    .Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::F32>>().Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-    .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-    .Attr<int32_t>("index").Attr<int32_t>("layer").Attr<int32_t>("format").Attr<int32_t>("zero")
-    .Attr<int32_t>("num_tiles").Attr<int32_t>("epilogue").Attr<int32_t>("has_norm").Attr<int32_t>("has_bias").Attr<float>("eps")
-    .Attr<int32_t>("count_index"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_embed, strop::embed, xla::ffi::Ffi::Bind()
-    .Arg<xla::ffi::Buffer<xla::ffi::S32>>().Arg<xla::ffi::Buffer<xla::ffi::U8>>().Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-    .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-    .Attr<int32_t>("format").Attr<int32_t>("zero").Attr<int32_t>("num_tiles"));

@@ -23,7 +23,7 @@ struct Kernels {
 const Kernels* kernels_or_null();  // null: none of them runs here
 const Kernels& kernels();
 
-// Nanoseconds spent in the table's linear, embed and attention since the start: what remains of a step is overhead.
+// Nanoseconds spent running operations since the start: what remains of a step is overhead.
 extern std::atomic<int64_t> kernel_ns;
 
 }  // namespace strop

@@ -55,7 +55,7 @@ void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int
 
 void prepare_row(const LinearArgs& args, const Activations& acts, int row, float* normed) {
   const int k_len = args.layout.k_len;
-  const float* x = args.x + size_t(row) * k_len;
+  const float* x = args.x + size_t(args.row_ids ? args.row_ids[row] : row) * k_len;
   if (args.norm_weight != nullptr) {
     const float scale = rms_scale(x, k_len, args.norm_eps);
     int k = 0;
@@ -80,14 +80,28 @@ void prepare_row(const LinearArgs& args, const Activations& acts, int row, float
   }
 }
 
-// A tile is too short for the hardware to see a stream: while one block of tiles is used, ask for the one this many
-// blocks ahead (the one between them is likely another thread's).
-constexpr int kPrefetchBlocks = 2;
+// A tile is too short for the hardware to see a stream, and a matrix often is: on its first use, ask for what this
+// thread will read so many bytes later, be it of the next matrix.
+constexpr size_t kAheadBytes = 64 << 10;
+
+// What one thread reads, in order: the tiles up to `end`, then `next`.
+struct Stream {
+  const uint8_t* end;
+  const uint8_t* next;
+  const uint8_t* next_end;
+
+  // Where to fetch ahead while reading at p; null: nowhere.
+  const uint8_t* ahead_of(const uint8_t* p) const {
+    if (p + kAheadBytes < end) return p + kAheadBytes;
+    const uint8_t* beyond = next + (p + kAheadBytes - end);
+    return next != nullptr && beyond < next_end ? beyond : nullptr;
+  }
+};
 
 // kRows x (kTiles * 16) outputs of a quantised product, written to out [kRows][kTiles * 16].
 template <int kBits, bool kOffset, int kRows, int kTiles>
-void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, bool first_use,
-                    float* out) {
+void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0,
+                    const uint8_t* ahead, float* out) {
   const int num_groups = layout.num_groups(), k_len = layout.k_len;
   const size_t tile_bytes = layout.tile_bytes(), codes_bytes = layout.codes_bytes();
   constexpr int kGroupBytes = kBits == 4 ? 256 : 512;
@@ -100,8 +114,7 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
   const float* scale = acts.scale + size_t(row0) * num_groups;
   const float* sum = acts.sum + size_t(row0) * num_groups;
   const int32_t* zero_sum = acts.zero_sum + size_t(row0) * num_groups;
-  const uint8_t* ahead = tile + kPrefetchBlocks * kTiles * tile_bytes;
-  const size_t ahead_step = first_use ? kTiles * tile_bytes / num_groups : 0;
+  const size_t ahead_step = ahead ? kTiles * tile_bytes / num_groups : 0;
   for (int g = 0; g < num_groups; ++g, codes += kGroupLen) {
     for (size_t line = 0; line < ahead_step; line += 64)
       _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T1);
@@ -155,7 +168,7 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
 }
 
 template <WeightFormat kFormat, int kRows, int kTiles>
-void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, bool, float* out) {
+void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0, const uint8_t*, float* out) {
   const int k_len = layout.k_len;
   const size_t tile_bytes = layout.tile_bytes();
   Floats acc[kTiles][kRows];
@@ -238,7 +251,7 @@ void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* co
 }
 #endif
 
-using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&, int, bool, float*);
+using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&, int, const uint8_t*, float*);
 
 template <int kRows, int kTiles>
 TileFn tile_function(WeightFormat format) {
@@ -352,7 +365,8 @@ void run_tiles_amx(const LinearArgs& args, const Activations& acts, int begin, i
 #endif
 
 // Tiles [begin, end) for rows [row_begin, row_end).
-void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end) {
+void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end,
+               const Stream& stream) {
   const int num_rows = row_end - row_begin;
 #if defined(STROP_AMX)
   if (args.layout.quantised() && num_rows >= kMinTileRows) return run_tiles_amx(args, acts, begin, end, row_begin, row_end);
@@ -368,8 +382,9 @@ void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int e
     for (int block = 0, row = row_begin; block < num_blocks; ++block) {
       const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
       const TileFn fn = pick(args.layout.format, rows, tiles);
-      fn(args.layout, weights, acts, row, block == 0, out[0]);
-      if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, block == 0, out[1]);
+      const uint8_t* ahead = block == 0 ? stream.ahead_of(weights) : nullptr;
+      fn(args.layout, weights, acts, row, ahead, out[0]);
+      if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, ahead ? ahead + tile_bytes : nullptr, out[1]);
       finish_block(args, tile, tiles, row, rows, out[0], advance > tiles ? out[1] : nullptr);
       row += rows;
     }
@@ -416,11 +431,22 @@ void linear(const LinearArgs& args) {
   const int block_units = std::max(1, tiles_for(num_rows) / unit);
   units_per_chunk = (units_per_chunk + block_units - 1) / block_units * block_units;
   const int num_unit_chunks = (num_units + units_per_chunk - 1) / units_per_chunk;
+  const size_t unit_bytes = args.layout.tile_bytes() * unit;
   pool.run(num_unit_chunks * num_row_blocks, [&](int chunk) {
     const int begin = chunk % num_unit_chunks * units_per_chunk;
     const int end = std::min(num_units, begin + units_per_chunk);
     const int row_begin = chunk / num_unit_chunks * rows_per_chunk;
-    run_tiles(args, acts, begin * unit, end * unit, row_begin, std::min(num_rows, row_begin + rows_per_chunk));
+    Stream stream{args.weights + num_units * unit_bytes, nullptr, nullptr};
+    if (num_row_blocks == 1) {
+      const int owner = pool.owner_of(num_unit_chunks, chunk), num_threads = pool.num_threads();
+      const int own_end = std::min(num_units, pool.range_begin(num_unit_chunks, owner + 1) * units_per_chunk);
+      stream.end = args.weights + own_end * unit_bytes;
+      if (args.next_weights != nullptr) {
+        stream.next = args.next_weights + args.next_bytes / 64 * owner / num_threads * 64;
+        stream.next_end = args.next_weights + args.next_bytes;
+      }
+    }
+    run_tiles(args, acts, begin * unit, end * unit, row_begin, std::min(num_rows, row_begin + rows_per_chunk), stream);
   });
 }
 

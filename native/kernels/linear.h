@@ -47,7 +47,8 @@ struct WeightLayout {
 };
 
 struct LinearArgs {
-  const float* x;             // [num_rows, K]
+  const float* x;             // [num_rows, K], or as many rows as `row_ids` picks from
+  const int32_t* row_ids;     // [num_rows] rows of x to read, or null: all in order
   const float* norm_weight;   // [K], or null: no RMS norm before the product
   float norm_eps;
   const uint8_t* weights;     // num_tiles tiles
@@ -58,6 +59,8 @@ struct LinearArgs {
   float* y;                   // [num_rows, num_columns]
   int num_rows;
   int num_columns;            // of y
+  const uint8_t* next_weights = nullptr;  // what will be read after this, or null: fetched ahead
+  size_t next_bytes = 0;
 };
 
 // Row lookup in a packed [V, D] weight: y[i] = W[tokens[i]]. Tokens are checked by the caller.

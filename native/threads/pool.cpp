@@ -45,16 +45,20 @@ void futex_wake(std::atomic<uint32_t>* word) {
 
 }  // namespace
 
+// A thread's range of the running job. `claim` packs the job's number (high 32 bits), the range's end (16) and its next
+// chunk (16) into one word, so that a late thread can never take a chunk of a job it was not called for.
+struct alignas(64) Range {
+  std::atomic<uint64_t> claim{0};
+};
+
 // A worker's processor clock tells a thread that computes (or faults pages in) from one that lost its core.
 struct alignas(64) Worker {
   std::atomic<bool> working{false};
   clockid_t clock = 0;  // set before `working` is first true
 };
 
-// `claim` packs the job's number (high 32 bits), its chunk count (16) and the next chunk (16) into one word, so that a
-// late worker can never take a chunk of a job it was not called for.
 struct Pool::Shared {
-  alignas(64) std::atomic<uint64_t> claim{0};
+  Range ranges[kMaxWorkers + 1];  // of the caller, then of the workers
   alignas(64) std::atomic<uint32_t> job{0};
   std::atomic<int> num_asleep{0};
   alignas(64) std::atomic<int> num_done{0};
@@ -81,17 +85,21 @@ void Pool::resize(int num_threads) {
   num_threads_ = num_threads;
 }
 
-void Pool::work(uint32_t ticket) {
+void Pool::work(uint32_t ticket, int index) {
   Shared& s = *shared_;
-  uint64_t seen = s.claim.load(std::memory_order_acquire);
-  for (;;) {
-    const uint32_t next = seen & 0xffff, count = (seen >> 16) & 0xffff;
-    if (uint32_t(seen >> 32) != ticket || next >= count) return;
-    if (!s.claim.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-    s.call(s.body, int(next));
-    s.num_done.fetch_add(1, std::memory_order_release);
-    seen = s.claim.load(std::memory_order_acquire);
+  const int num_threads = num_threads_;
+  int num_done = 0;
+  for (int turn = 0; turn < num_threads; ++turn) {
+    std::atomic<uint64_t>& claim = s.ranges[(index + turn) % num_threads].claim;
+    uint64_t seen = claim.load(std::memory_order_acquire);
+    while (uint32_t(seen >> 32) == ticket && (seen & 0xffff) < ((seen >> 16) & 0xffff)) {
+      if (!claim.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
+      s.call(s.body, int(seen & 0xffff));
+      ++num_done;
+      seen = claim.load(std::memory_order_acquire);
+    }
   }
+  if (num_done > 0) s.num_done.fetch_add(num_done, std::memory_order_release);
 }
 
 void Pool::worker_main(Pool* pool, int index) {
@@ -114,7 +122,7 @@ void Pool::worker_main(Pool* pool, int index) {
     last = job;
     if (index >= pool->num_threads_ - 1) continue;
     self.working.store(true, std::memory_order_release);
-    pool->work(job);
+    pool->work(job, index + 1);
     self.working.store(false, std::memory_order_release);
   }
 }
@@ -153,10 +161,13 @@ void Pool::run_erased(int num_chunks, Call call, const void* body) {
   s.body = body;
   s.num_done.store(0, std::memory_order_relaxed);
   const uint32_t ticket = s.job.load(std::memory_order_relaxed) + 1;
-  s.claim.store(uint64_t(ticket) << 32 | uint64_t(num_chunks) << 16, std::memory_order_release);
+  for (int i = 0; i < num_threads_; ++i) {
+    const uint64_t begin = range_begin(num_chunks, i), end = range_begin(num_chunks, i + 1);
+    s.ranges[i].claim.store(uint64_t(ticket) << 32 | end << 16 | begin, std::memory_order_release);
+  }
   s.job.store(ticket, std::memory_order_seq_cst);
   if (s.num_asleep.load(std::memory_order_seq_cst) > 0) futex_wake(&s.job);
-  work(ticket);
+  work(ticket, 0);
   if (!wait_for(num_chunks)) {
     ++num_starved_;
     alone_ns_ = alone_ns_ == 0 ? kAloneMinNs : std::min(alone_ns_ * 2, kAloneMaxNs);

@@ -1,7 +1,8 @@
 // A fork-join pool for steps of a few microseconds.
 //
-// The caller works too and takes over chunks nobody has claimed, so a worker that lost its core costs at most the one
-// chunk it holds. Workers spin briefly, then sleep on a futex. When the caller catches itself waiting for a chunk far
+// Every thread owns a contiguous range of the chunks, so that what it reads is one stream, and then takes over what
+// others have not claimed: a worker that lost its core costs at most the one chunk it holds. The caller works too.
+// Workers spin briefly, then sleep on a futex. When the caller catches itself waiting for a chunk far
 // longer than its own chunks took, it takes the worker's core for lost and works alone for a while.
 #pragma once
 
@@ -24,6 +25,10 @@ class Pool {
     run_erased(num_chunks, [](const void* b, int chunk) { (*static_cast<const Body*>(b))(chunk); }, &body);
   }
 
+  // Thread `index` owns the chunks from here to where the next thread's begin.
+  int range_begin(int num_chunks, int index) const { return int(int64_t(num_chunks) * index / num_threads_); }
+  int owner_of(int num_chunks, int chunk) const { return int((int64_t(chunk + 1) * num_threads_ - 1) / num_chunks); }
+
   int64_t num_starved() const { return num_starved_; }
 
  private:
@@ -31,7 +36,7 @@ class Pool {
   struct Shared;
   Pool();
   void run_erased(int num_chunks, Call call, const void* body);
-  void work(uint32_t ticket);
+  void work(uint32_t ticket, int index);
   bool wait_for(int num_chunks);  // false: a worker sat on its chunk without running
   static void worker_main(Pool* pool, int index);
 

@@ -12,6 +12,7 @@ from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
 from strop.ops.attention import Rows
+from strop.ops.program import string_calls
 from strop.ops.sample import SampleInputs, SampleOutputs
 from strop.ops.sample.op import greedy, sample
 
@@ -46,7 +47,7 @@ class CompiledModel:
             params = jax.tree.unflatten(self._tree, arrays)
             rows, logit_rows = unpack(ints, shape)
             hidden, cache = decoder.forward(params, self.spec, rows, cache, self.layout)
-            logits = decoder.logits(params, self.spec, hidden[logit_rows], rows.counts, self.layout)
+            logits = decoder.logits(params, self.spec, hidden, rows.counts, self.layout, logit_rows)
             if inputs is None:
                 return greedy(logits, rows.counts, platform=self.layout.platform), cache
             return sample(logits, inputs, rows.counts, num_top=num_top, platform=self.layout.platform), cache
@@ -67,7 +68,7 @@ class CompiledModel:
 
     def _compiled(self, key: tuple[Any, ...], function: Any) -> Any:
         if key not in self._functions:
-            self._functions[key] = jax.jit(function, donate_argnums=1)
+            self._functions[key] = jax.jit(string_calls(function), donate_argnums=1)
         return self._functions[key]
 
 

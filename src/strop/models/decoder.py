@@ -78,8 +78,18 @@ def _within_window(rows: Rows, window_len: int | None) -> Rows:
     return rows._replace(fields=rows.fields.at[3].set(jnp.maximum(lo, slot + 1 - window_len)))
 
 
-def logits(params: Parameters, spec: ModelSpec, hidden: jax.Array, counts: jax.Array, layout: Single) -> jax.Array:
-    """float32 [R, V] for hidden states [R, D]: final norm and head; counts[1] rows are computed."""
+def logits(
+    params: Parameters,
+    spec: ModelSpec,
+    hidden: jax.Array,
+    counts: jax.Array,
+    layout: Single,
+    row_ids: jax.Array | None = None,
+) -> jax.Array:
+    """float32 [R, V]: final norm and head, for the rows `row_ids` [R] of hidden states [T, D] or for all of them.
+
+    counts[1] rows are computed.
+    """
     head = params.weights["embed" if spec.tied_embeddings else "head"]
     norm = Norm(params.vectors["final_norm"], spec.final_norm.eps)
-    return linear(hidden, head, 0, counts, platform=layout.platform, norm=norm, count_index=1)
+    return linear(hidden, head, 0, counts, platform=layout.platform, norm=norm, count_index=1, row_ids=row_ids)

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 _NAME = "libstrop_native.so"
-_TARGETS = ("strop_linear", "strop_embed", "strop_attention", "strop_allocate", "strop_sample", "strop_greedy")
+_TARGETS = ("strop_program", "strop_allocate")
 
 
 @cache

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from strop.ops.program import call_native
 
 BLOCK_LEN = 32
 
@@ -28,27 +29,16 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention."""
     assert cache is not None, "the native kernel attends through a cache"
-    unused = jnp.zeros((1, 1), jnp.float32)
-    cos, sin = (unused, unused) if rope is None else rope
-    outs = (
-        jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
-        jax.ShapeDtypeStruct(cache.shape, cache.dtype),
-    )
-    attended, cache = jax.ffi.ffi_call("strop_attention", outs, input_output_aliases={1: 1})(
-        qkv,
-        cache,
-        rows.fields,
-        rows.block_tables,
-        cos,
-        sin,
-        rows.counts,
-        layer=np.int32(layer),
-        num_heads=np.int32(call.num_heads),
-        num_kv_heads=np.int32(call.num_kv_heads),
-        head_dim=np.int32(call.head_dim),
-        rotary_dim=np.int32(call.rotary_dim),
-        scale=np.float32(call.scale),
-    )
+    attended, cache = call_native(
+        "attention",
+        [qkv, cache, rows.fields, rows.block_tables, rows.counts, *(rope or ())],
+        [
+            jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
+            jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+        ],
+        layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim, float(call.scale),
+        aliases={1: 1},
+    )  # fmt: skip
     return attended, cache
 
 

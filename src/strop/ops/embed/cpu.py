@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from strop.ops.program import call_native
 from strop.ops.weights import PACKED_FORMATS, Weight
 
 
@@ -18,11 +18,6 @@ def embed(tokens: jax.Array, weight: Weight, counts: jax.Array) -> jax.Array:
     """See strop.ops.embed.embed."""
     packed = PACKED_FORMATS[weight.format]
     out = jax.ShapeDtypeStruct((tokens.shape[0], weight.shape[1]), jnp.float32)
-    return jax.ffi.ffi_call("strop_embed", out)(
-        tokens,
-        weight.data,
-        counts,
-        format=np.int32(packed.code),
-        zero=np.int32(packed.zero),
-        num_tiles=np.int32(weight.num_tiles),
-    )
+    operands = [tokens, weight.data, counts]
+    (y,) = call_native("embed", operands, [out], packed.code, packed.zero, weight.num_tiles)
+    return y

@@ -50,6 +50,7 @@ def linear(
     residual: jax.Array | None = None,
     swiglu: bool = False,
     count_index: int = 0,
+    row_ids: jax.Array | None = None,
 ) -> jax.Array:
     """epilogue(norm(x) @ weight[index].T + bias): float32 [T, N], or [T, N / 2] with swiglu.
 
@@ -59,6 +60,7 @@ def linear(
         counts: int32; counts[count_index] rows are computed, the rest are undefined.
         layer: row of `norm.weight` [L, K] and `bias` [L, N].
         residual: float32 [T, N], added to the result.
+        row_ids: int32 [R], which rows of x to take; T is R then.
         swiglu: the first half of N gates: silu(gate) * up.
 
     Accumulates in float32. Packed quantised weights: the input is rounded to int8 per group of 32 (scale absmax/127),
@@ -66,6 +68,7 @@ def linear(
     """
     epilogue: Epilogue = "swiglu" if swiglu else "none" if residual is None else "residual"
     n_len, k_len = weight.shape
-    call = LinearCall(x.shape[0], k_len, n_len, weight.format, weight.bytes_per_matrix, epilogue)
+    num_rows = x.shape[0] if row_ids is None else row_ids.shape[0]
+    call = LinearCall(num_rows, k_len, n_len, weight.format, weight.bytes_per_matrix, epilogue)
     run = resolve(_IMPLEMENTATIONS, call, platform)
-    return run(x, weight, index, counts, layer, norm, bias, residual, swiglu, count_index)
+    return run(x, weight, index, counts, layer, norm, bias, residual, swiglu, count_index, row_ids)

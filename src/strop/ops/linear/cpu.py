@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from strop.ops.program import call_native
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 
 
@@ -34,27 +34,20 @@ def linear(
     residual: jax.Array | None,
     swiglu: bool,
     count_index: int,
+    row_ids: jax.Array | None,
 ) -> jax.Array:
     """See strop.ops.linear.linear."""
     packed = PACKED_FORMATS[weight.format]
     n_len = weight.shape[0]
-    unused = jnp.zeros((1, 1), jnp.float32)
-    out = jax.ShapeDtypeStruct((x.shape[0], n_len // 2 if swiglu else n_len), jnp.float32)
-    return jax.ffi.ffi_call("strop_linear", out)(
-        x,
-        unused if norm is None else norm.weight,
-        weight.data,
-        unused if bias is None else bias,
-        unused if residual is None else residual,
-        counts,
-        index=np.int32(index),
-        layer=np.int32(layer),
-        format=np.int32(packed.code),
-        zero=np.int32(packed.zero),
-        num_tiles=np.int32(weight.num_tiles),
-        epilogue=np.int32(2 if swiglu else 0 if residual is None else 1),
-        has_norm=np.int32(norm is not None),
-        has_bias=np.int32(bias is not None),
-        eps=np.float32(0.0 if norm is None else norm.eps),
-        count_index=np.int32(count_index),
-    )
+    num_rows = x.shape[0] if row_ids is None else row_ids.shape[0]
+    epilogue = 2 if swiglu else 0 if residual is None else 1
+    optional = (None if norm is None else norm.weight, bias, residual, row_ids)
+    has = [operand is not None for operand in optional]
+    (y,) = call_native(
+        "linear",
+        [x, weight.data, counts, *(operand for operand in optional if operand is not None)],
+        [jax.ShapeDtypeStruct((num_rows, n_len // 2 if swiglu else n_len), jnp.float32)],
+        index, layer, packed.code, packed.zero, weight.num_tiles, epilogue, has[0], has[1], has[3], count_index,
+        0.0 if norm is None else float(norm.eps),
+    )  # fmt: skip
+    return y

@@ -25,9 +25,12 @@ def linear(
     residual: jax.Array | None,
     swiglu: bool,
     count_index: int,
+    row_ids: jax.Array | None,
 ) -> jax.Array:
     """See strop.ops.linear.linear. A weight of 16 bits multiplies an input rounded to its type."""
     del counts, count_index
+    if row_ids is not None:
+        x = x[row_ids]
     if norm is not None:
         x = rms_norm(x, norm.weight[layer], norm.eps)
     matrix = jnp.asarray(weight.data)[index]

@@ -2,24 +2,25 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from strop.ops.program import call_native
 from strop.ops.sample import SampleInputs, SampleOutputs
 
 
 def sample(logits: jax.Array, inputs: SampleInputs, counts: jax.Array, num_top: int) -> SampleOutputs:
     """See strop.ops.sample.op.sample."""
     num_rows = logits.shape[0]
-    outs = (
+    outs = [
         jax.ShapeDtypeStruct((num_rows,), jnp.int32),
         jax.ShapeDtypeStruct((num_rows,), jnp.float32),
         jax.ShapeDtypeStruct((num_rows, num_top), jnp.int32),
         jax.ShapeDtypeStruct((num_rows, num_top), jnp.float32),
-    )
-    return SampleOutputs(*jax.ffi.ffi_call("strop_sample", outs)(logits, *inputs, counts, num_top=np.int32(num_top)))
+    ]
+    return SampleOutputs(*call_native("sample", [logits, *inputs, counts], outs, num_top))
 
 
 def greedy(logits: jax.Array, counts: jax.Array) -> jax.Array:
     """See strop.ops.sample.op.greedy."""
     out = jax.ShapeDtypeStruct((logits.shape[0],), jnp.int32)
-    return jax.ffi.ffi_call("strop_greedy", out)(logits, counts)
+    (token_ids,) = call_native("greedy", [logits, counts], [out])
+    return token_ids

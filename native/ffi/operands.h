@@ -1,0 +1,118 @@
+// What an operation's handler sees of its call: operands in order, then attributes in order, each checked as it is taken.
+// A kernel sees only pointers whose sizes were compared here.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace strop {
+
+namespace ffi = xla::ffi;
+
+inline ffi::Error invalid(const std::string& what) { return ffi::Error::InvalidArgument("strop: " + what); }
+
+using Dims = ffi::Span<const int64_t>;
+
+struct Tensor {
+  void* data = nullptr;
+  ffi::DataType dtype = ffi::DataType::INVALID;
+  Dims dims;
+};
+
+template <ffi::DataType kType>
+struct View {
+  ffi::NativeType<kType>* data = nullptr;
+  Dims dims;
+
+  int64_t count() const {
+    int64_t total = 1;
+    for (const int64_t dim : dims) total *= dim;
+    return total;
+  }
+};
+
+// Takes a call apart. After the first operand or attribute that is missing or of another type, `ok` stays false.
+class Operands {
+ public:
+  Operands(const std::vector<Tensor>& tensors, ffi::Span<const int32_t> code, size_t at)
+      : tensors_(tensors), code_(code), at_(at) {
+    slots_ = at_ + 1;
+    slots_left_ = item(at_);
+    at_ = slots_ + slots_left_;
+    attrs_left_ = item(at_++);
+    ok = ok && attrs_left_ <= int64_t(code_.size()) - int64_t(at_);
+  }
+
+  template <ffi::DataType kType>
+  View<kType> next() {
+    if (!ok || slots_left_ == 0) return fail<View<kType>>();
+    --slots_left_;
+    const size_t slot = item(slots_++);
+    if (slot >= tensors_.size() || tensors_[slot].dtype != kType) return fail<View<kType>>();
+    return {static_cast<ffi::NativeType<kType>*>(tensors_[slot].data), tensors_[slot].dims};
+  }
+  int32_t attr() {
+    if (!ok || attrs_left_ == 0) return fail<int32_t>();
+    --attrs_left_;
+    return code_[at_++];
+  }
+  float float_attr() {
+    const int32_t bits = attr();
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+  bool all_taken() const { return ok && slots_left_ == 0 && attrs_left_ == 0; }
+  size_t end() const { return at_ + attrs_left_; }  // where the next call begins
+
+  bool ok = true;
+
+ private:
+  uint32_t item(size_t at) {
+    if (at >= code_.size() || code_[at] < 0) return fail<uint32_t>();
+    return uint32_t(code_[at]);
+  }
+  template <class T>
+  T fail() {
+    ok = false;
+    return {};
+  }
+
+  const std::vector<Tensor>& tensors_;
+  ffi::Span<const int32_t> code_;
+  size_t at_, slots_;
+  uint32_t slots_left_;
+  uint32_t attrs_left_;
+};
+
+inline bool same(Dims a, Dims b) { return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin()); }
+
+// Rows in use: a device scalar, bounded by the padded shape.
+inline bool bounded(const View<ffi::S32>& counts, int index, int64_t limit, int* value) {
+  if (index < 0 || counts.count() <= index) return false;
+  *value = counts.data[index];
+  return *value >= 0 && *value <= limit;
+}
+
+// A matrix of a stack of weights [L, bytes]; false when the bytes do not hold the layout's tiles.
+inline bool matrix_bytes(const View<ffi::U8>& weights, int index, const WeightLayout& layout, const uint8_t** data) {
+  if (weights.dims.size() != 2 || index < 0 || index >= weights.dims[0]) return false;
+  const size_t stride = weights.dims[1];
+  if (layout.k_len <= 0 || layout.num_tiles <= 0 || layout.tile_bytes() * layout.num_tiles > stride) return false;
+  if (layout.quantised() && layout.k_len % kGroupLen != 0) return false;
+  *data = weights.data + stride * index;
+  return reinterpret_cast<uintptr_t>(*data) % 64 == 0;
+}
+
+// A row of a stack [L, len] of float parameters, or null when there is none such.
+inline const float* row_floats(const View<ffi::F32>& stack, int index, int64_t len) {
+  if (stack.dims.size() != 2 || index < 0 || index >= stack.dims[0] || stack.dims[1] != len) return nullptr;
+  return stack.data + size_t(index) * len;
+}
+
+}  // namespace strop

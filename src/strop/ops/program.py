@@ -1,0 +1,198 @@
+"""Native operations as programs: one call into the library for as many of them as follow one another.
+
+Each operation is traced as a program of its own, so that the decoder needs to know nothing of this; `string_calls` then
+strings the programs of a whole function together. What lies between two operations of a program is memory of the
+library's, and XLA neither sees it nor pays for it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+_TARGET = "strop_program"
+_KINDS = ("linear", "embed", "attention", "sample", "greedy")  # as native/ffi/program.cpp numbers them
+_TYPES = tuple(np.dtype(name) for name in ("float32", "int32", "uint32", jax.numpy.bfloat16, "uint8"))
+_ALIGN = 64
+_DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info
+
+
+class _Call(NamedTuple):
+    """One operation: its kind, the slots of its operands and then of its results, its attributes."""
+
+    kind: int
+    slots: tuple[int, ...]
+    attrs: tuple[int, ...]
+
+
+def call_native(
+    op: str,
+    operands: Sequence[jax.typing.ArrayLike],
+    outs: Sequence[jax.ShapeDtypeStruct],
+    *attrs: int | float,
+    aliases: dict[int, int] | None = None,
+) -> list[jax.Array]:
+    """Results of one native operation, in the order its decoder in native/ffi takes operands, results and attributes.
+
+    Args:
+        aliases: operand -> result that is the same memory, written in place; the operation takes it once.
+    """
+    aliases = aliases or {}
+    fresh = [i for i in range(len(outs)) if i not in aliases.values()]
+    slots = (*range(len(operands)), *(len(operands) + i for i in fresh))
+    bits = tuple(int(np.float32(a).view(np.int32)) if isinstance(a, float) else int(a) for a in attrs)
+    return _ffi_call(operands, outs, [], aliases, [_Call(_KINDS.index(op), slots, bits)], 0)
+
+
+def _ffi_call(
+    operands: Sequence[Any],
+    outs: Sequence[Any],
+    temporaries: list[tuple[Any, int]],
+    aliases: dict[int, int],
+    calls: list[_Call],
+    scratch_bytes: int,
+) -> list[jax.Array]:
+    """`temporaries` are shapes with their offsets in the scratch memory."""
+    code = [len(temporaries)]
+    for aval, offset in temporaries:
+        code += [_TYPES.index(np.dtype(aval.dtype)), len(aval.shape), *aval.shape, offset // _ALIGN]
+    code += [len(aliases), *(i for pair in aliases.items() for i in pair)]
+    for kind, slots, attrs in calls:
+        code += [kind, len(slots), *slots, len(attrs), *attrs]
+    run = jax.ffi.ffi_call(_TARGET, list(outs), input_output_aliases=aliases)
+    return list(run(*operands, code=np.array(code, np.int32), scratch_bytes=np.int64(scratch_bytes)))
+
+
+def string_calls(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with its native operations strung together; to be traced, like the function itself."""
+
+    def strung(*args: Any) -> Any:
+        closed, out_shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        values.update(zip(closed.jaxpr.invars, jax.tree.leaves(args), strict=True))
+        _evaluate(closed.jaxpr, values)
+        outs = [var.val if isinstance(var, Literal) else values[var] for var in closed.jaxpr.outvars]
+        return jax.tree.unflatten(jax.tree.structure(out_shapes), outs)
+
+    return strung
+
+
+def _evaluate(jaxpr: Any, values: dict[Any, Any]) -> None:
+    """Computes what `jaxpr` gives: XLA's part as soon as it can, then all native operations that can follow."""
+    pending = list(jaxpr.eqns)
+    while pending:
+        for native, bind in ((False, _bind_xla), (True, _bind_program)):
+            ready, pending = _split_ready(pending, values, native)
+            used_later = {id(var) for eqn in pending for var in eqn.invars} | {id(var) for var in jaxpr.outvars}
+            if ready:
+                bind(ready, values, used_later)
+
+
+def _split_ready(eqns: list[Any], values: dict[Any, Any], native: bool) -> tuple[list[Any], list[Any]]:
+    """The equations of one kind that can run one after the other on `values` alone, and the rest."""
+    known = set(values)
+    ready: list[Any] = []
+    rest: list[Any] = []
+    for eqn in eqns:
+        if _is_native(eqn) == native and all(isinstance(var, Literal) or var in known for var in eqn.invars):
+            ready.append(eqn)
+            known.update(eqn.outvars)
+        else:
+            rest.append(eqn)
+    return ready, rest
+
+
+def _bind_xla(eqns: list[Any], values: dict[Any, Any], used_later: set[int]) -> None:
+    """Traces these equations again; adds to `values` their results that are used later."""
+    made = {var for eqn in eqns for var in eqn.outvars}
+    operands = {var: None for eqn in eqns for var in eqn.invars if not isinstance(var, Literal) and var not in made}
+    outs = [var for eqn in eqns for var in eqn.outvars if id(var) in used_later]
+    part = ClosedJaxpr(Jaxpr([], list(operands), outs, eqns, debug_info=_DEBUG_INFO), [])
+    values.update(zip(outs, jaxpr_as_fun(part)(*(values[var] for var in operands)), strict=True))
+
+
+def _bind_program(eqns: list[Any], values: dict[Any, Any], used_later: set[int]) -> None:
+    """Strings native operations together as one program; adds to `values` their results that are used later."""
+    operands: list[Any] = []  # variables
+    root: dict[Any, Any] = {}  # of a variable: the one whose memory it is, itself unless written in place
+    newest: dict[Any, Any] = {}  # of such memory: what it holds now
+    last_use: dict[Any, int] = {}  # of such memory: the operation that needs it last
+    for step, eqn in enumerate(eqns):
+        written = {result: eqn.invars[operand] for operand, result in eqn.params["input_output_aliases"]}
+        for var in eqn.invars:
+            if var not in root:
+                root[var] = newest[var] = var
+                operands.append(var)
+            assert newest[root[var]] is var, "memory written in place is read as it was before"
+        for i, var in enumerate(eqn.outvars):
+            root[var] = root[written[i]] if i in written else var
+            newest[root[var]] = var
+        last_use.update((root[var], step) for var in (*eqn.invars, *eqn.outvars))
+    outs = [var for eqn in eqns for var in eqn.outvars if id(var) in used_later]
+    assert all(newest[root[var]] is var for var in outs), "memory written in place is wanted as it was before"
+    outs += [var for var in newest.values() if root[var] is not var and root[var] in operands and var not in outs]
+    in_place = {operands.index(root[var]): i for i, var in enumerate(outs) if root[var] in operands}
+    slots = {var: i for i, var in enumerate(operands)}
+    for i, var in enumerate(outs):
+        slots.setdefault(root[var], len(operands) + i)
+    temporaries, scratch_bytes = _place(eqns, root, slots, last_use)
+    for i, (var, _) in enumerate(temporaries):
+        slots[var] = len(operands) + len(outs) + i
+    calls = []
+    for eqn in eqns:
+        (call,) = _decode(eqn)
+        variables = [*eqn.invars, *eqn.outvars]
+        calls.append(_Call(call.kind, tuple(slots[root[variables[i]]] for i in call.slots), call.attrs))
+    results = _ffi_call(
+        [values[var] for var in operands],
+        [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in outs],
+        [(var.aval, offset) for var, offset in temporaries],
+        in_place,
+        calls,
+        scratch_bytes,
+    )
+    values.update(zip(outs, results, strict=True))
+
+
+def _place(
+    eqns: list[Any], root: dict[Any, Any], slots: dict[Any, int], last_use: dict[Any, int]
+) -> tuple[list[tuple[Any, int]], int]:
+    """Each temporary with its offset, and the bytes of all: first fit, memory reused after its last use."""
+    placed: list[tuple[Any, int]] = []
+    live: list[tuple[int, int, int]] = []  # begin, end, last use; ascending
+    total = 0
+    for step, eqn in enumerate(eqns):
+        live = [piece for piece in live if piece[2] >= step]
+        for var in eqn.outvars:
+            if root[var] is not var or var in slots:
+                continue
+            size = -(-int(np.prod(var.aval.shape)) * var.aval.dtype.itemsize // _ALIGN) * _ALIGN
+            begin = 0
+            for taken_begin, taken_end, _ in live:
+                if begin + size <= taken_begin:
+                    break
+                begin = max(begin, taken_end)
+            live = sorted([*live, (begin, begin + size, last_use[var])])
+            placed.append((var, begin))
+            total = max(total, begin + size)
+    return placed, total
+
+
+def _decode(eqn: Any) -> list[_Call]:
+    """The calls of a program without temporaries."""
+    code = np.asarray(dict(eqn.params["attributes"])["code"].val).tolist()
+    at = 2 + 2 * code[1]
+    calls = []
+    while at < len(code):
+        kind, num_slots = code[at : at + 2]
+        slots_end = at + 2 + num_slots
+        end = slots_end + 1 + code[slots_end]
+        calls.append(_Call(kind, tuple(code[at + 2 : slots_end]), tuple(code[slots_end + 1 : end])))
+        at = end
+    return calls
+
+
+def _is_native(eqn: Any) -> bool:
+    return eqn.primitive.name == "ffi_call" and eqn.params["target_name"] == _TARGET
