@@ -25,7 +25,7 @@ bool rows_are_sound(const AttentionArgs& a, int64_t num_blocks, int64_t num_posi
 
 bool same_rows(const AttentionArgs& a, const AttentionArgs& b) {
   return a.positions == b.positions && a.kv_lo == b.kv_lo && a.block_tables == b.block_tables && a.num_rows == b.num_rows &&
-         a.rotary_dim == b.rotary_dim;
+         a.rope_cos == b.rope_cos;
 }
 
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
@@ -41,11 +41,11 @@ ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
 }  // namespace
 
 // qkv, cache [L, P, K, 2, block_len * H], row fields, block tables, counts, [cos, sin], y. The cache is written in place.
-ffi::Error decode_attention(Operands& operands, const AttentionArgs* last, AttentionArgs* args) {
-  AttentionArgs& a = *args;
+ffi::Error Attention::decode(Operands& operands) {
+  AttentionArgs& a = args;
   const auto qkv = operands.next<ffi::F32>();
   const auto cache = operands.next<ffi::BF16>();
-  const auto rows = operands.next<ffi::S32>(), tables = operands.next<ffi::S32>(), counts = operands.next<ffi::S32>();
+  const auto fields = operands.next<ffi::S32>(), tables = operands.next<ffi::S32>(), counts = operands.next<ffi::S32>();
   const int layer = operands.attr();
   a.num_heads = operands.attr(), a.num_kv_heads = operands.attr(), a.head_dim = operands.attr();
   a.rotary_dim = operands.attr();
@@ -54,23 +54,23 @@ ffi::Error decode_attention(Operands& operands, const AttentionArgs* last, Atten
   const auto sine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto y = operands.next<ffi::F32>();
   if (!operands.all_taken()) return invalid("attention: operands of other number or type than expected");
-  if (qkv.dims.size() != 2 || tables.dims.size() != 2 || !bounded(counts, 0, qkv.dims[0], &a.num_rows))
-    return invalid("attention: bad row count");
+  if (qkv.dims.size() != 2 || tables.dims.size() != 2 || !rows.bind(counts, 0, qkv.dims[0]))
+    return invalid("attention: no such row count");
   if (cache.dims.size() != 5 || layer < 0 || layer >= cache.dims[0] || cache.dims[2] != a.num_kv_heads || cache.dims[3] != 2)
     return invalid("attention: the cache needs shape [L, P, K, 2, block_len * H]");
   if (a.head_dim < 16 || a.head_dim > 512 || a.num_kv_heads <= 0 || a.num_heads % a.num_kv_heads != 0)
     return invalid("attention: bad heads");
-  const int64_t num_rows = qkv.dims[0];
+  const int64_t max_rows = qkv.dims[0];
   if (qkv.dims[1] != int64_t(a.num_heads + 2 * a.num_kv_heads) * a.head_dim ||
-      y.count() != num_rows * a.num_heads * a.head_dim || rows.count() != kNumRowFields * num_rows)
+      y.count() != max_rows * a.num_heads * a.head_dim || fields.count() != kNumRowFields * max_rows)
     return invalid("attention: shapes of qkv, rows and y disagree");
   a.qkv = qkv.data;
   a.cache = reinterpret_cast<uint16_t*>(cache.data) + cache.dims[1] * cache.dims[2] * 2 * cache.dims[4] * layer;
-  a.positions = rows.data + kPosition * num_rows, a.slots = rows.data + kSlot * num_rows;
-  a.kv_lo = rows.data + kLo * num_rows, a.kv_hi = rows.data + kHi * num_rows, a.seqs = rows.data + kSeq * num_rows;
+  a.positions = fields.data + kPosition * max_rows, a.slots = fields.data + kSlot * max_rows;
+  a.kv_lo = fields.data + kLo * max_rows, a.kv_hi = fields.data + kHi * max_rows, a.seqs = fields.data + kSeq * max_rows;
   a.block_tables = tables.data;
   a.table_len = int(tables.dims[1]), a.block_len = int(cache.dims[4] / a.head_dim);
-  int64_t num_positions = int64_t(1) << 40;
+  num_positions = int64_t(1) << 40, num_blocks = cache.dims[1], num_seqs = tables.dims[0];
   if (a.rotary_dim > 0) {
     if (cosine.dims.size() != 2 || cosine.dims[1] * 2 != a.rotary_dim || !same(sine.dims, cosine.dims))
       return invalid("attention: bad rope tables");
@@ -78,10 +78,16 @@ ffi::Error decode_attention(Operands& operands, const AttentionArgs* last, Atten
     num_positions = cosine.dims[0];
   }
   a.y = y.data;
-  // Like layers share the array of their cache, and so its number of blocks.
-  if (last != nullptr && same_rows(*last, a) && last->rope_cos == a.rope_cos) return ffi::Error::Success();
-  if (!rows_are_sound(a, cache.dims[1], num_positions, tables.dims[0])) return invalid("attention: a row points outside the cache");
   return ffi::Error::Success();
+}
+
+const char* Attention::admit(Admitted& before) {
+  if (!rows.read(&args.num_rows)) return "attention: bad row count";
+  // Like layers share the array of their cache, and so its number of blocks.
+  const Attention* last = before.attention;
+  before.attention = this;
+  if (last != nullptr && same_rows(last->args, args) && last->num_blocks == num_blocks) return nullptr;
+  return rows_are_sound(args, num_blocks, num_positions, num_seqs) ? nullptr : "attention: a row points outside the cache";
 }
 
 }  // namespace strop

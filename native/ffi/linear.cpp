@@ -3,43 +3,48 @@
 namespace strop {
 
 // x, weights, counts, [norm], [bias], [residual], [row ids], y.
-ffi::Error decode_linear(Operands& operands, LinearArgs* args) {
+ffi::Error Linear::decode(Operands& operands) {
   const auto x = operands.next<ffi::F32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
   const int index = operands.attr(), layer = operands.attr();
   const auto format = WeightFormat(operands.attr());
   const int zero = operands.attr(), num_tiles = operands.attr();
-  args->epilogue = Epilogue(operands.attr());
+  args.epilogue = Epilogue(operands.attr());
   const bool has_norm = operands.attr(), has_bias = operands.attr(), has_row_ids = operands.attr();
   const int count_index = operands.attr();
-  args->norm_eps = operands.float_attr();
+  args.norm_eps = operands.float_attr();
   const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
-  const auto residual = args->epilogue == Epilogue::kResidual ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto residual = args.epilogue == Epilogue::kResidual ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto row_ids = has_row_ids ? operands.next<ffi::S32>() : View<ffi::S32>{};
   const auto y = operands.next<ffi::F32>();
   if (!operands.all_taken()) return invalid("linear: operands of other number or type than expected");
   if (x.dims.size() != 2 || y.dims.size() != 2) return invalid("linear: x and y need shapes [T, K], [T, N]");
   if (y.dims[0] != (has_row_ids ? row_ids.count() : x.dims[0])) return invalid("linear: x and y differ in rows");
-  args->layout = {format, zero, int(x.dims[1]), num_tiles};
+  args.layout = {format, zero, int(x.dims[1]), num_tiles};
   const int64_t columns = int64_t(num_tiles) * kTileColumns;
-  if (y.dims[1] > columns / (args->epilogue == Epilogue::kSwiglu ? 2 : 1)) return invalid("linear: y is wider than W");
-  if (!bounded(counts, count_index, y.dims[0], &args->num_rows)) return invalid("linear: bad row count");
-  if (!matrix_bytes(weights, index, args->layout, &args->weights)) return invalid("linear: W does not match its layout");
-  if (has_norm && !(args->norm_weight = row_floats(norm, layer, x.dims[1]))) return invalid("linear: bad norm shape");
-  if (has_bias && !(args->bias = row_floats(bias, layer, columns))) return invalid("linear: bad bias shape");
-  if (args->epilogue == Epilogue::kResidual && !same(residual.dims, y.dims))
+  if (y.dims[1] > columns / (args.epilogue == Epilogue::kSwiglu ? 2 : 1)) return invalid("linear: y is wider than W");
+  if (!rows.bind(counts, count_index, y.dims[0])) return invalid("linear: no such row count");
+  if (!matrix_bytes(weights, index, args.layout, &args.weights)) return invalid("linear: W does not match its layout");
+  if (has_norm && !(args.norm_weight = row_floats(norm, layer, x.dims[1]))) return invalid("linear: bad norm shape");
+  if (has_bias && !(args.bias = row_floats(bias, layer, columns))) return invalid("linear: bad bias shape");
+  if (args.epilogue == Epilogue::kResidual && !same(residual.dims, y.dims))
     return invalid("linear: the residual's shape must be y's");
-  for (int row = 0; has_row_ids && row < args->num_rows; ++row)
-    if (row_ids.data[row] < 0 || row_ids.data[row] >= x.dims[0]) return invalid("linear: a row id is out of range");
-  args->x = x.data, args->residual = residual.data, args->row_ids = row_ids.data, args->y = y.data;
-  args->num_columns = int(y.dims[1]);
+  args.x = x.data, args.residual = residual.data, args.row_ids = row_ids.data, args.y = y.data;
+  args.num_columns = int(y.dims[1]), num_x_rows = x.dims[0];
   return ffi::Error::Success();
 }
 
+const char* Linear::admit(Admitted&) {
+  if (!rows.read(&args.num_rows)) return "linear: bad row count";
+  for (int row = 0; args.row_ids != nullptr && row < args.num_rows; ++row)
+    if (args.row_ids[row] < 0 || args.row_ids[row] >= num_x_rows) return "linear: a row id is out of range";
+  return nullptr;
+}
+
 // tokens, weights, counts, y.
-ffi::Error decode_embed(Operands& operands, EmbedArgs* args) {
+ffi::Error Embed::decode(Operands& operands) {
   const auto tokens = operands.next<ffi::S32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
@@ -48,13 +53,18 @@ ffi::Error decode_embed(Operands& operands, EmbedArgs* args) {
   const int zero = operands.attr(), num_tiles = operands.attr();
   if (!operands.all_taken()) return invalid("embed: operands of other number or type than expected");
   if (y.dims.size() != 2 || tokens.count() != y.dims[0]) return invalid("embed: y needs shape [T, D]");
-  args->layout = {format, zero, int(y.dims[1]), num_tiles};
-  if (!bounded(counts, 0, y.dims[0], &args->num_rows)) return invalid("embed: bad row count");
-  if (!matrix_bytes(weights, 0, args->layout, &args->weights)) return invalid("embed: W does not match its layout");
-  for (int row = 0; row < args->num_rows; ++row)
-    if (tokens.data[row] < 0 || tokens.data[row] >= num_tiles * kTileColumns) return invalid("embed: token out of range");
-  args->tokens = tokens.data, args->y = y.data;
+  args.layout = {format, zero, int(y.dims[1]), num_tiles};
+  if (!rows.bind(counts, 0, y.dims[0])) return invalid("embed: no such row count");
+  if (!matrix_bytes(weights, 0, args.layout, &args.weights)) return invalid("embed: W does not match its layout");
+  args.tokens = tokens.data, args.y = y.data;
   return ffi::Error::Success();
+}
+
+const char* Embed::admit(Admitted&) {
+  if (!rows.read(&args.num_rows)) return "embed: bad row count";
+  for (int row = 0; row < args.num_rows; ++row)
+    if (args.tokens[row] < 0 || args.tokens[row] >= args.layout.num_tiles * kTileColumns) return "embed: token out of range";
+  return nullptr;
 }
 
 }  // namespace strop

@@ -92,12 +92,19 @@ class Operands {
 
 inline bool same(Dims a, Dims b) { return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin()); }
 
-// Rows in use: a device scalar, bounded by the padded shape.
-inline bool bounded(const View<ffi::S32>& counts, int index, int64_t limit, int* value) {
-  if (index < 0 || counts.count() <= index) return false;
-  *value = counts.data[index];
-  return *value >= 0 && *value <= limit;
-}
+// Rows in use: known only when the step runs, bounded by the padded shape.
+struct RowCount {
+  const int32_t* count = nullptr;
+  int64_t limit = 0;
+
+  // False: there is no such count.
+  bool bind(const View<ffi::S32>& counts, int index, int64_t max_rows) {
+    if (index < 0 || counts.count() <= index) return false;
+    count = counts.data + index, limit = max_rows;
+    return true;
+  }
+  bool read(int* value) const { return (*value = *count) >= 0 && *value <= limit; }
+};
 
 // A matrix of a stack of weights [L, bytes]; false when the bytes do not hold the layout's tiles.
 inline bool matrix_bytes(const View<ffi::U8>& weights, int index, const WeightLayout& layout, const uint8_t** data) {

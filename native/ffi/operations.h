@@ -1,4 +1,5 @@
-// The operations a program may call: each is decoded and checked first, then run.
+// The operations a program may call. Each takes its call apart and checks types and shapes once (`decode`), checks the
+// values it will follow before every run (`admit`: null, or what is wrong), and runs.
 #pragma once
 
 #include <variant>
@@ -7,30 +8,64 @@
 
 namespace strop {
 
-struct GreedyArgs {
-  const float* logits;  // [num_rows, vocab_size]
-  int32_t* token_ids;   // [num_rows]
-  int num_rows;
-  int vocab_size;
-};
-struct SampleRowsArgs {
-  SampleArgs rows;
-  int num_rows;
+struct Attention;
+
+// What has been admitted already in the same run.
+struct Admitted {
+  const Attention* attention = nullptr;
 };
 
-using Operation = std::variant<LinearArgs, EmbedArgs, AttentionArgs, SampleRowsArgs, GreedyArgs>;
+struct Linear {
+  LinearArgs args{};
+  RowCount rows;
+  int64_t num_x_rows = 0;
 
-ffi::Error decode_linear(Operands& operands, LinearArgs* args);
-ffi::Error decode_embed(Operands& operands, EmbedArgs* args);
-// `last`: the attention before it in the same program, or null: rows and tables checked there are not checked again.
-ffi::Error decode_attention(Operands& operands, const AttentionArgs* last, AttentionArgs* args);
-ffi::Error decode_sample(Operands& operands, SampleRowsArgs* args);
-ffi::Error decode_greedy(Operands& operands, GreedyArgs* args);
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().linear(args); }
+};
 
-void run(const SampleRowsArgs& args);
-void run(const GreedyArgs& args);
-inline void run(const LinearArgs& args) { kernels().linear(args); }
-inline void run(const EmbedArgs& args) { kernels().embed(args); }
-inline void run(const AttentionArgs& args) { kernels().attention(args); }
+struct Embed {
+  EmbedArgs args{};
+  RowCount rows;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().embed(args); }
+};
+
+struct Attention {
+  AttentionArgs args{};
+  RowCount rows;
+  int64_t num_blocks = 0, num_positions = 0, num_seqs = 0;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().attention(args); }
+};
+
+struct Sample {
+  SampleArgs args{};
+  RowCount rows;
+  int num_rows = 0;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const;
+};
+
+struct Greedy {
+  const float* logits = nullptr;  // [num_rows, vocab_size]
+  int32_t* token_ids = nullptr;   // [num_rows]
+  int vocab_size = 0;
+  RowCount rows;
+  int num_rows = 0;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const;
+};
+
+using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy>;  // in this order in the code, see program.cpp
 
 }  // namespace strop

@@ -6,13 +6,14 @@
 // A slot names an operand of the call, then its results, then the temporaries.
 #include <time.h>
 
+#include <cstdio>
+#include <memory>
+
 #include "ffi/operations.h"
 #include "kernels/scratch.h"
 
 namespace strop {
 namespace {
-
-enum Kind { kLinear, kEmbed, kAttention, kSample, kGreedy };
 
 int64_t now_ns() {
   timespec t;
@@ -61,14 +62,13 @@ bool add_temporaries(Reader& reader, uint8_t* memory, int64_t memory_bytes, std:
   return reader.ok;
 }
 
-ffi::Error decode(int64_t kind, Operands& operands, const AttentionArgs* last, std::vector<Operation>& operations) {
-  Operation& operation = operations.back();
+ffi::Error decode(int64_t kind, Operands& operands, Operation& operation) {
   switch (kind) {
-    case kLinear: return decode_linear(operands, &operation.emplace<LinearArgs>());
-    case kEmbed: return decode_embed(operands, &operation.emplace<EmbedArgs>());
-    case kAttention: return decode_attention(operands, last, &operation.emplace<AttentionArgs>());
-    case kSample: return decode_sample(operands, &operation.emplace<SampleRowsArgs>());
-    case kGreedy: return decode_greedy(operands, &operation.emplace<GreedyArgs>());
+    case 0: return operation.emplace<Linear>().decode(operands);
+    case 1: return operation.emplace<Embed>().decode(operands);
+    case 2: return operation.emplace<Attention>().decode(operands);
+    case 3: return operation.emplace<Sample>().decode(operands);
+    case 4: return operation.emplace<Greedy>().decode(operands);
     default: return invalid("program: no such operation");
   }
 }
@@ -82,8 +82,9 @@ void link(std::vector<Operation>& operations) {
     before->next_bytes = after->layout.tile_bytes() * after->layout.num_tiles;
   };
   for (Operation& operation : operations) {
-    auto* linear = std::get_if<LinearArgs>(&operation);
-    if (linear == nullptr) continue;
+    auto* call = std::get_if<Linear>(&operation);
+    if (call == nullptr) continue;
+    LinearArgs* linear = &call->args;
     if (last != nullptr) join(last, linear);
     if (first == nullptr) first = linear;
     last = linear;
@@ -91,13 +92,47 @@ void link(std::vector<Operation>& operations) {
   if (last != nullptr && last != first) join(last, first);
 }
 
-ffi::Error run_program(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const int32_t> code,
-                       int64_t scratch_len) {
-  thread_local std::vector<Tensor> tensors;
-  thread_local std::vector<int64_t> dims;
-  thread_local std::vector<Operation> operations;
-  tensors.clear();
+// Fills `operations`; `tensors` hold operands and results and get the temporaries, with their dimensions in `dims`.
+ffi::Error decode(std::vector<Tensor>& tensors, size_t num_operands, ffi::Span<const int32_t> code, int64_t scratch_len,
+                  std::vector<int64_t>& dims, std::vector<Operation>& operations) {
   operations.clear();
+  const size_t num_given = tensors.size();
+  Reader reader{code};
+  if (scratch_len < 0) return invalid("program: negative scratch memory");
+  auto* memory = static_cast<uint8_t*>(scratch_bytes<0>(size_t(scratch_len)));
+  if (!add_temporaries(reader, memory, scratch_len, dims, tensors)) return invalid("program: bad temporaries");
+  for (int64_t left = reader.next(); left > 0; --left) {
+    const size_t operand = reader.next(), result = num_operands + reader.next();
+    if (!reader.ok || operand >= num_operands || result >= num_given) return invalid("program: bad alias");
+    if (tensors[operand].data != tensors[result].data) return invalid("program: the cache must be donated");
+  }
+  while (reader.ok && reader.at < code.size()) {
+    const int64_t kind = reader.next();
+    Operands operands(tensors, code, reader.at);
+    if (ffi::Error error = decode(kind, operands, operations.emplace_back()); error.failure()) return error;
+    reader.at = operands.end();
+  }
+  if (!reader.ok) return invalid("program: cut short");
+  link(operations);
+  return ffi::Error::Success();
+}
+
+// Null, or why nothing was run.
+const char* run(std::vector<Operation>& operations) {
+  Admitted admitted;
+  for (Operation& operation : operations)
+    if (const char* wrong = std::visit([&](auto& o) { return o.admit(admitted); }, operation)) return wrong;
+  const int64_t start_ns = now_ns();
+  for (const Operation& operation : operations)
+    std::visit([](const auto& o) { o.run(); }, operation);
+  kernel_ns.fetch_add(now_ns() - start_ns, std::memory_order_relaxed);
+  return nullptr;
+}
+
+ffi::Error called_by_xla(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const int32_t> code,
+                         int64_t scratch_len) {
+  thread_local std::vector<Tensor> tensors;
+  tensors.clear();
   for (size_t i = 0; i < args.size(); ++i) {
     const auto buffer = args.get<ffi::AnyBuffer>(i);
     tensors.push_back({buffer->untyped_data(), buffer->element_type(), buffer->dimensions()});
@@ -106,37 +141,83 @@ ffi::Error run_program(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Sp
     auto buffer = rets.get<ffi::AnyBuffer>(i);
     tensors.push_back({(*buffer)->untyped_data(), (*buffer)->element_type(), (*buffer)->dimensions()});
   }
-  Reader reader{code};
-  if (scratch_len < 0) return invalid("program: negative scratch memory");
-  auto* memory = static_cast<uint8_t*>(scratch_bytes<0>(size_t(scratch_len)));
-  if (!add_temporaries(reader, memory, scratch_len, dims, tensors)) return invalid("program: bad temporaries");
-  for (int64_t left = reader.next(); left > 0; --left) {
-    const size_t operand = reader.next(), result = args.size() + reader.next();
-    if (!reader.ok || operand >= args.size() || result >= args.size() + rets.size()) return invalid("program: bad alias");
-    if (tensors[operand].data != tensors[result].data) return invalid("program: the cache must be donated");
-  }
-  size_t last_attention = 0;
-  while (reader.ok && reader.at < code.size()) {
-    const int64_t kind = reader.next();
-    Operands operands(tensors, code, reader.at);
-    operations.emplace_back();
-    const auto* last = std::get_if<AttentionArgs>(&operations[last_attention]);
-    if (ffi::Error error = decode(kind, operands, last, operations); error.failure()) return error;
-    if (kind == kAttention) last_attention = operations.size() - 1;
-    reader.at = operands.end();
-  }
-  if (!reader.ok) return invalid("program: cut short");
-  link(operations);
-  const int64_t start_ns = now_ns();
-  for (const Operation& operation : operations)
-    std::visit([](const auto& a) { run(a); }, operation);
-  kernel_ns.fetch_add(now_ns() - start_ns, std::memory_order_relaxed);
-  return ffi::Error::Success();
+  thread_local std::vector<int64_t> dims;
+  thread_local std::vector<Operation> operations;
+  if (ffi::Error error = decode(tensors, args.size(), code, scratch_len, dims, operations); error.failure()) return error;
+  const char* wrong = run(operations);
+  return wrong != nullptr ? invalid(wrong) : ffi::Error::Success();
 }
+
+// A program with the shapes of its operands and results; decoded again only when an address has changed.
+struct Bound {
+  std::vector<int32_t> code;
+  std::vector<int64_t> dims, temporary_dims;
+  std::vector<Tensor> tensors;
+  std::vector<void*> addresses;
+  std::vector<Operation> operations;
+  size_t num_operands;
+  int64_t scratch_len;
+  const void* scratch = nullptr;
+};
 
 }  // namespace
 }  // namespace strop
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_program, strop::run_program, xla::ffi::Ffi::Bind()
+XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_program, strop::called_by_xla, xla::ffi::Ffi::Bind()
     .RemainingArgs().RemainingRets()
     .Attr<xla::ffi::Span<const int32_t>>("code").Attr<int64_t>("scratch_bytes"));
+
+extern "C" {
+
+// A program to call without XLA. `types` (as kTypes numbers them) and `ranks` of num_operands + num_results tensors,
+// their dimensions one after the other. Null: no such type.
+void* strop_bind(int32_t num_operands, int32_t num_results, const int32_t* types, const int32_t* ranks,
+                 const int64_t* dims, const int32_t* code, int64_t code_len, int64_t scratch_len) {
+  using namespace strop;
+  auto bound = std::make_unique<Bound>();
+  const int num_tensors = num_operands + num_results;
+  size_t num_dims = 0;
+  for (int i = 0; i < num_tensors; ++i) num_dims += ranks[i];
+  bound->code.assign(code, code + code_len);
+  bound->dims.assign(dims, dims + num_dims);
+  bound->num_operands = num_operands;
+  bound->scratch_len = scratch_len;
+  const int64_t* next = bound->dims.data();
+  for (int i = 0; i < num_tensors; next += ranks[i++]) {
+    if (types[i] < 0 || types[i] >= int32_t(std::size(kTypes))) return nullptr;
+    bound->tensors.push_back({nullptr, kTypes[types[i]], Dims(next, size_t(ranks[i]))});
+  }
+  bound->addresses.resize(bound->tensors.size());
+  return bound.release();
+}
+
+// Runs it on these addresses; 0, or 1 with what was wrong in `message`.
+int32_t strop_run_bound(void* handle, void* const* addresses, char* message, int64_t message_len) {
+  using namespace strop;
+  auto& bound = *static_cast<Bound*>(handle);
+  const auto fail = [&](const char* what) {
+    std::snprintf(message, size_t(message_len), "%s", what);
+    return 1;
+  };
+  try {
+    const void* scratch = scratch_bytes<0>(size_t(bound.scratch_len));
+    const size_t num_given = bound.addresses.size();
+    if (bound.scratch != scratch || !std::equal(bound.addresses.begin(), bound.addresses.end(), addresses)) {
+      bound.scratch = nullptr;
+      bound.tensors.resize(num_given);  // without the temporaries of last time
+      for (size_t i = 0; i < num_given; ++i) bound.tensors[i].data = bound.addresses[i] = addresses[i];
+      const ffi::Span<const int32_t> code(bound.code.data(), bound.code.size());
+      const ffi::Error error = decode(bound.tensors, bound.num_operands, code, bound.scratch_len, bound.temporary_dims,
+                                      bound.operations);
+      if (error.failure()) return fail(error.message().c_str());
+      bound.scratch = scratch;
+    }
+    const char* wrong = run(bound.operations);
+    return wrong != nullptr ? fail(wrong) : 0;
+  } catch (const std::bad_alloc&) {
+    return fail("strop: no memory for a step's intermediate values");
+  }
+}
+
+void strop_unbind(void* handle) { delete static_cast<strop::Bound*>(handle); }
+}

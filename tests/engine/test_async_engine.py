@@ -10,9 +10,9 @@ import pytest
 
 from strop.core.errors import RequestError, StropError
 from strop.core.request import Request, SamplingParams
-from strop.engine import engine as engine_module
 from strop.engine.async_engine import AsyncEngine
 from strop.engine.engine import Engine
+from strop.engine.step import CompiledModel
 
 PROMPTS = ["hello", "world", "é", "wor" * 9, "x"]
 GREEDY = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
@@ -102,7 +102,7 @@ def test_a_failing_engine_tells_every_stream(
         with AsyncEngine(new_engine()) as engine:
             expected = await collect(engine, "hello", GREEDY)
             with monkeypatch.context() as patch:
-                patch.setattr(engine_module, "run_step", fail)
+                patch.setattr(CompiledModel, "step", fail)
                 streams = [collect(engine, prompt, GREEDY) for prompt in PROMPTS]
                 results = await asyncio.gather(*streams, return_exceptions=True)
             assert all(isinstance(result, StropError) for result in results)

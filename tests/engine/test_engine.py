@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import pytest
 
 from strop.core.errors import RequestError, StropError, UnsupportedError
 from strop.core.request import Request, SamplingParams
-from strop.engine import engine as engine_module
 from strop.engine.engine import Engine
+from strop.engine.step import CompiledModel
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
@@ -28,6 +29,9 @@ class FailingStep:
 
     def __init__(self, real: Callable[..., Any], failing: dict[int, BaseException], *, after: bool) -> None:
         self.real, self.failing, self.after, self.num_calls = real, failing, after, 0
+
+    def __get__(self, model: Any, owner: type) -> Callable[..., Any]:
+        return partial(self, model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.num_calls += 1
@@ -46,7 +50,7 @@ def test_a_step_that_fails_loses_nothing(
 ) -> None:
     expected = crowd(new_engine(), some_requests())
     failing: dict[int, BaseException] = {n: RuntimeError("injected") for n in (1, 4, 5, 17, 30)}
-    monkeypatch.setattr(engine_module, "run_step", FailingStep(engine_module.run_step, failing, after=after))
+    monkeypatch.setattr(CompiledModel, "step", FailingStep(CompiledModel.step, failing, after=after))
     assert crowd(new_engine(), some_requests()) == expected
 
 
@@ -56,8 +60,8 @@ def test_an_interrupt_leaves_the_engine_usable(
 ) -> None:
     expected = crowd(new_engine(), some_requests())
     engine = new_engine()
-    step = FailingStep(engine_module.run_step, {3: KeyboardInterrupt(), 6: UnsupportedError("injected")}, after=after)
-    monkeypatch.setattr(engine_module, "run_step", step)
+    step = FailingStep(CompiledModel.step, {3: KeyboardInterrupt(), 6: UnsupportedError("injected")}, after=after)
+    monkeypatch.setattr(CompiledModel, "step", step)
     for request in some_requests():
         engine.add(request)
     for error in (KeyboardInterrupt, UnsupportedError):
@@ -77,8 +81,8 @@ def test_it_gives_up_when_every_step_fails_and_recovers_when_they_do_not(
     engine = new_engine()
     always: dict[int, BaseException] = {n: RuntimeError("injected") for n in range(100)}
     with monkeypatch.context() as patch:
-        step = FailingStep(engine_module.run_step, always, after=False)
-        patch.setattr(engine_module, "run_step", step)
+        step = FailingStep(CompiledModel.step, always, after=False)
+        patch.setattr(CompiledModel, "step", step)
         for num_calls in (3, 6):
             engine.add(some_requests()[0])
             with pytest.raises(StropError, match=r"3 steps failed in a row.*injected"):

@@ -15,7 +15,7 @@ from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full
 from strop.engine.scheduler import Scheduler, StepPlan
-from strop.engine.step import CompiledModel, copy_block, run_logits, run_step
+from strop.engine.step import CompiledModel, copy_block
 from strop.formats.tokenizer import Tokenizer
 from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
@@ -142,8 +142,8 @@ class Engine:
             tail[0] = tail[1] = count
             tail[3 : 3 + num_blocks] = np.arange(1, num_blocks + 1)
             try:
-                logits, self._cache = run_logits(self._compiled, self._cache, ints, shape)
-                chunk = np.asarray(logits)[:count]
+                logits, self._cache = self._compiled.logits(self._cache, ints, shape)
+                chunk = np.array(logits[:count])
             except BaseException:
                 self._start_over()
                 raise
@@ -163,14 +163,14 @@ class Engine:
     ) -> tuple[list[list[int]], list[list[TokenLogprob]] | None]:
         outputs: list[list[int]] = [[] for _ in plan.rows]
         if not needs_full(rows):
-            token_ids, self._cache = run_step(self._compiled, self._cache, ints, None, shape, 0)
-            for i, token_id in zip(wanted, np.asarray(token_ids).tolist(), strict=False):
+            sampled, self._cache = self._compiled.step(self._cache, ints, None, shape, 0)
+            for i, token_id in zip(wanted, np.asarray(sampled).tolist(), strict=False):
                 outputs[i] = [token_id]
             return outputs, None
         asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
         num_top = 0 if not asked else bucket(max(*asked, 1), 2)
         inputs = build_sample_inputs(rows, shape.num_seqs)
-        sampled, self._cache = run_step(self._compiled, self._cache, ints, inputs, shape, num_top)
+        sampled, self._cache = self._compiled.step(self._cache, ints, inputs, shape, num_top)
         token_ids, chosen, top_ids, top_logprobs = (np.asarray(part) for part in sampled)
         logprobs: list[list[TokenLogprob]] = [[] for _ in plan.rows]
         for j, i in enumerate(wanted):

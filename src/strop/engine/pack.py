@@ -31,6 +31,23 @@ def bucket(value: int, factor: int, smallest: int = 1) -> int:
     return size
 
 
+_PADDING = np.array([[0], [0], [0], [0], [1], [0]], np.int32)  # sees one slot of the null block
+
+
+class _Buffer:
+    """A bucket's array, kept from step to step: what does not change need not be written again."""
+
+    def __init__(self, shape: StepShape) -> None:
+        self.ints = np.zeros(shape.num_ints, np.int32)
+        self.fields = self.ints[: 6 * shape.num_rows].reshape(6, shape.num_rows)
+        self.fields[:] = _PADDING
+        self.num_tokens = 0
+        self.tail = self.ints[6 * shape.num_rows :]
+        self.tables = self.tail[2 + shape.num_seqs :].reshape(shape.num_seqs, shape.table_len)
+        self.tables_of: tuple[list[int], int] = ([], -1)
+        """Which rows of the packer's tables, as of which of their changes."""
+
+
 class Packer:
     """Gathers a plan's rows; keeps each sequence's block table as a row of an array between steps."""
 
@@ -39,6 +56,8 @@ class Packer:
         self._tables = np.zeros((max_num_seqs, max_table_len), np.int32)
         self._kept: dict[int, list[int]] = {}  # seq_id -> [row of _tables, table_version, entries copied]
         self._free = list(range(max_num_seqs))
+        self._num_changes = 0  # of _tables
+        self._buffers: dict[StepShape, _Buffer] = {}
         self._block_len = block_len
         self._padding_is_free = padding_is_free
 
@@ -51,36 +70,38 @@ class Packer:
         return StepShape(bucket(num_rows, 4), bucket(num_seqs, 4), min(table_len, max_table_len))
 
     def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[int]]:
-        """The bucket, the int32 array laid out as StepShape says, and for each logits row its index in plan.rows."""
+        """The bucket, the int32 array laid out as StepShape says, and for each logits row its index in plan.rows.
+
+        The array is the bucket's own: the next step of this bucket overwrites it.
+        """
         rows = plan.rows
         table_rows = self._table_rows(plan)
         shape = self.shape(plan.num_tokens, len(rows), max(row.start + row.count for row in rows))
-        ints = np.zeros(shape.num_ints, np.int32)
-        num_rows = shape.num_rows
-        fields = ints[: 6 * num_rows].reshape(6, num_rows)
-        fields[4, plan.num_tokens :] = 1  # padding sees one slot of the null block
-        at, wanted, last_rows = 0, [], []
+        buffer = self._buffers.get(shape)
+        if buffer is None:
+            buffer = self._buffers[shape] = _Buffer(shape)
+        token_ids: list[int] = []
+        places: list[int] = []
+        seqs: list[int] = []
+        wanted, last_rows = [], []
         for i, row in enumerate(rows):
-            if row.count == 1:
-                start = row.start
-                fields[:, at] = (row.token_ids[0], start, start, 0, start + 1, i)
-            else:
-                some = slice(at, at + row.count)
-                places = np.arange(row.start, row.start + row.count, dtype=np.int32)
-                fields[0, some] = row.token_ids
-                fields[1, some] = fields[2, some] = places
-                fields[4, some] = places + 1
-                fields[5, some] = i
-            at += row.count
+            token_ids += row.token_ids
+            places += range(row.start, row.start + row.count)
+            seqs += [i] * row.count
             if row.wants_token:
                 wanted.append(i)
-                last_rows.append(at - 1)
-        tail = ints[6 * num_rows :]
-        tail[0], tail[1] = plan.num_tokens, len(wanted)
-        tail[2 : 2 + len(wanted)] = last_rows
-        tables = tail[2 + shape.num_seqs :].reshape(shape.num_seqs, shape.table_len)
-        tables[: len(rows)] = self._tables[table_rows, : shape.table_len]
-        return shape, ints, wanted
+                last_rows.append(len(places) - 1)
+        num_tokens = len(places)
+        ends = [place + 1 for place in places]
+        buffer.fields[:, :num_tokens] = (token_ids, places, places, [0] * num_tokens, ends, seqs)
+        if num_tokens < buffer.num_tokens:
+            buffer.fields[:, num_tokens : buffer.num_tokens] = _PADDING
+        buffer.num_tokens = num_tokens
+        buffer.tail[: 2 + len(wanted)] = (num_tokens, len(wanted), *last_rows)
+        if buffer.tables_of != (table_rows, self._num_changes):
+            buffer.tables[: len(rows)] = self._tables[table_rows, : shape.table_len]
+            buffer.tables_of = (table_rows, self._num_changes)
+        return shape, buffer.ints, wanted
 
     def _table_rows(self, plan: StepPlan) -> list[int]:
         if len(self._free) < len(plan.rows):  # rows of sequences that left
@@ -98,6 +119,7 @@ class Packer:
                 length = 0
             if length != len(table):
                 self._tables[at, length : len(table)] = table[length:]
+                self._num_changes += 1
                 kept[1], kept[2] = row.table_version, len(table)
             table_rows.append(at)
         return table_rows

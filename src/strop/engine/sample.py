@@ -31,6 +31,7 @@ class SampleRow:
         "_num_read",
         "_numbers",
         "_penalised",
+        "_plain",
         "_slots",
         "_top_k_and_seed",
         "params",
@@ -64,6 +65,9 @@ class SampleRow:
         self._penalised = (
             params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
+        self._plain = (
+            params.temperature == 0.0 and params.logprobs is None and not self._penalised and not params.logit_bias
+        )
         self._slots: dict[int, int] = {}
         self._num_edits = 0
         self._numbers = np.zeros((3, SMALLEST_EDIT_BUCKET), np.int32)  # token, count, seen
@@ -94,15 +98,7 @@ class SampleRow:
     @property
     def is_plain(self) -> bool:
         """Greedy, with nothing to edit and no log probabilities to report: an argmax is all it takes."""
-        params = self.params
-        masks = bool(self._bias_of_masked) and self.position < params.min_tokens
-        return (
-            params.temperature == 0.0
-            and params.logprobs is None
-            and not self._penalised
-            and not params.logit_bias
-            and not masks
-        )
+        return self._plain and not (self._bias_of_masked and self.position < self.params.min_tokens)
 
     @property
     def floats(self) -> tuple[float, ...]:

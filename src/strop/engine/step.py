@@ -1,17 +1,21 @@
 """The compiled step: forward, logits of the wanted rows, sampling. The cache is donated in and returned."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from strop.engine.pack import StepShape
 from strop.models import decoder
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
+from strop.ops import native
 from strop.ops.attention import Rows
+from strop.ops.bound import bind_native
 from strop.ops.program import string_calls
 from strop.ops.sample import SampleInputs, SampleOutputs
 from strop.ops.sample.op import greedy, sample
@@ -27,61 +31,67 @@ def unpack(ints: jax.Array, shape: StepShape) -> tuple[Rows, jax.Array]:
 
 
 class CompiledModel:
-    """A model's compiled steps, one per bucket.
+    """A model's steps, one per bucket: bound to the native library where it can do all of a step, else compiled by XLA.
 
     The arrays are passed as a plain list: jax hashes and compares every static value and every tree on each call, which
     for a spec of many layers takes longer than the call itself.
     """
 
     def __init__(self, params: Parameters, spec: ModelSpec, layout: Single) -> None:
-        self.spec, self.layout = spec, layout
-        self.arrays, self._tree = jax.tree.flatten(params)
-        self._functions: dict[tuple[Any, ...], Any] = {}
+        self._spec, self._layout = spec, layout
+        self._arrays, self._tree = jax.tree.flatten(params)
+        self._calls: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
-    def step(self, shape: StepShape, num_top: int) -> Any:
-        """(arrays, cache, ints, SampleInputs | None) -> (SampleOutputs or token ids [S], cache); cache is donated."""
+    def step(
+        self, cache: jax.Array, ints: np.ndarray, inputs: SampleInputs | None, shape: StepShape, num_top: int
+    ) -> tuple[Any, jax.Array]:
+        """One step: SampleOutputs of the S rows, and the cache, which is donated in.
+
+        `inputs=None` when every row is plainly greedy: then just the token ids [S] come back.
+        """
+
+        num_edits = 0 if inputs is None else len(inputs.edit_row)
+        key = (shape, num_top, num_edits, cache.shape)
 
         def step(
-            arrays: list[jax.Array], cache: jax.Array, ints: jax.Array, inputs: SampleInputs | None
-        ) -> tuple[SampleOutputs | jax.Array, jax.Array]:
+            arrays: list[jax.Array], cache: jax.Array, ints: jax.Array, *inputs: jax.Array
+        ) -> tuple[jax.Array, ...]:
             params = jax.tree.unflatten(self._tree, arrays)
             rows, logit_rows = unpack(ints, shape)
-            hidden, cache = decoder.forward(params, self.spec, rows, cache, self.layout)
-            logits = decoder.logits(params, self.spec, hidden, rows.counts, self.layout, logit_rows)
-            if inputs is None:
-                return greedy(logits, rows.counts, platform=self.layout.platform), cache
-            return sample(logits, inputs, rows.counts, num_top=num_top, platform=self.layout.platform), cache
+            hidden, cache = decoder.forward(params, self._spec, rows, cache, self._layout)
+            logits = decoder.logits(params, self._spec, hidden, rows.counts, self._layout, logit_rows)
+            platform = self._layout.platform
+            if not inputs:
+                return greedy(logits, rows.counts, platform=platform), cache
+            sampled = sample(logits, SampleInputs(*inputs), rows.counts, num_top=num_top, platform=platform)
+            return *sampled, cache
 
-        return self._compiled(("step", shape, num_top), step)
+        *sampled, cache = self._call(key, step, cache, ints, *(inputs or ()))
+        return sampled[0] if inputs is None else SampleOutputs(*sampled), cache
 
-    def logits(self, shape: StepShape) -> Any:
-        """(arrays, cache, ints) -> (logits of every row float32 [T, V], cache): scoring, through the step's kernels."""
+    def logits(self, cache: jax.Array, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, jax.Array]:
+        """Logits of every row float32 [T, V], for scoring, and the cache: through the step's kernels."""
 
         def score(arrays: list[jax.Array], cache: jax.Array, ints: jax.Array) -> tuple[jax.Array, jax.Array]:
             params = jax.tree.unflatten(self._tree, arrays)
             rows, _ = unpack(ints, shape)
-            hidden, cache = decoder.forward(params, self.spec, rows, cache, self.layout)
+            hidden, cache = decoder.forward(params, self._spec, rows, cache, self._layout)
             counts = jnp.stack([rows.counts[0], rows.counts[0]])
-            return decoder.logits(params, self.spec, hidden, counts, self.layout), cache
+            return decoder.logits(params, self._spec, hidden, counts, self._layout), cache
 
-        return self._compiled(("logits", shape), score)
+        logits, cache = self._call(("logits", shape, cache.shape), score, cache, ints)
+        return logits, cache
 
-    def _compiled(self, key: tuple[Any, ...], function: Any) -> Any:
-        if key not in self._functions:
-            self._functions[key] = jax.jit(string_calls(function), donate_argnums=1)
-        return self._functions[key]
+    def _call(self, key: tuple[Any, ...], function: Callable[..., Any], *args: Any) -> Any:
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = self._bind(function, *args)
+        return call(*args)
 
-
-def run_step(
-    model: CompiledModel, cache: jax.Array, ints: Any, inputs: SampleInputs | None, shape: StepShape, num_top: int
-) -> tuple[Any, jax.Array]:
-    """One step. `inputs=None` when every row is plainly greedy: then just the token ids [S] come back."""
-    return model.step(shape, num_top)(model.arrays, cache, ints, inputs)
-
-
-def run_logits(model: CompiledModel, cache: jax.Array, ints: Any, shape: StepShape) -> tuple[jax.Array, jax.Array]:
-    """Logits of every row, for scoring."""
-    return model.logits(shape)(model.arrays, cache, ints)
+    def _bind(self, function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+        library = native.library() if self._layout.platform == "native" else None
+        bound = None if library is None else bind_native(library, function, self._arrays, *args)
+        return bound or partial(jax.jit(string_calls(function), donate_argnums=1), self._arrays)
 
 
 @partial(jax.jit, static_argnames=("axis",), donate_argnames=("cache",))

@@ -43,26 +43,30 @@ def call_native(
     fresh = [i for i in range(len(outs)) if i not in aliases.values()]
     slots = (*range(len(operands)), *(len(operands) + i for i in fresh))
     bits = tuple(int(np.float32(a).view(np.int32)) if isinstance(a, float) else int(a) for a in attrs)
-    return _ffi_call(operands, outs, [], aliases, [_Call(_KINDS.index(op), slots, bits)], 0)
+    return _ffi_call(operands, outs, aliases, _encode([], aliases, [_Call(_KINDS.index(op), slots, bits)]), 0)
 
 
-def _ffi_call(
-    operands: Sequence[Any],
-    outs: Sequence[Any],
-    temporaries: list[tuple[Any, int]],
-    aliases: dict[int, int],
-    calls: list[_Call],
-    scratch_bytes: int,
-) -> list[jax.Array]:
-    """`temporaries` are shapes with their offsets in the scratch memory."""
+def _encode(temporaries: list[tuple[Any, int]], aliases: dict[int, int], calls: list[_Call]) -> np.ndarray:
+    """The code as native/ffi/program.cpp reads it; `temporaries` are shapes with their offsets in scratch memory."""
     code = [len(temporaries)]
     for aval, offset in temporaries:
-        code += [_TYPES.index(np.dtype(aval.dtype)), len(aval.shape), *aval.shape, offset // _ALIGN]
+        code += [type_of(aval), len(aval.shape), *aval.shape, offset // _ALIGN]
     code += [len(aliases), *(i for pair in aliases.items() for i in pair)]
     for kind, slots, attrs in calls:
         code += [kind, len(slots), *slots, len(attrs), *attrs]
+    return np.array(code, np.int32)
+
+
+def _ffi_call(
+    operands: Sequence[Any], outs: Sequence[Any], aliases: dict[int, int], code: np.ndarray, scratch_bytes: int
+) -> list[jax.Array]:
     run = jax.ffi.ffi_call(_TARGET, list(outs), input_output_aliases=aliases)
-    return list(run(*operands, code=np.array(code, np.int32), scratch_bytes=np.int64(scratch_bytes)))
+    return list(run(*operands, code=code, scratch_bytes=np.int64(scratch_bytes)))
+
+
+def type_of(aval: Any) -> int:
+    """A type's number in the code."""
+    return _TYPES.index(np.dtype(aval.dtype))
 
 
 def string_calls(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,7 +100,7 @@ def _split_ready(eqns: list[Any], values: dict[Any, Any], native: bool) -> tuple
     ready: list[Any] = []
     rest: list[Any] = []
     for eqn in eqns:
-        if _is_native(eqn) == native and all(isinstance(var, Literal) or var in known for var in eqn.invars):
+        if is_native(eqn) == native and all(isinstance(var, Literal) or var in known for var in eqn.invars):
             ready.append(eqn)
             known.update(eqn.outvars)
         else:
@@ -113,9 +117,30 @@ def _bind_xla(eqns: list[Any], values: dict[Any, Any], used_later: set[int]) -> 
     values.update(zip(outs, jaxpr_as_fun(part)(*(values[var] for var in operands)), strict=True))
 
 
+class Program(NamedTuple):
+    """Native operations strung together."""
+
+    operands: list[Any]
+    """Variables, as are the results."""
+    outs: list[Any]
+    in_place: dict[int, int]
+    """Operand -> result that is the same memory."""
+    code: np.ndarray
+    scratch_bytes: int
+
+
 def _bind_program(eqns: list[Any], values: dict[Any, Any], used_later: set[int]) -> None:
-    """Strings native operations together as one program; adds to `values` their results that are used later."""
-    operands: list[Any] = []  # variables
+    """Traces native operations as one program; adds to `values` their results that are used later."""
+    program = string(eqns, used_later)
+    outs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in program.outs]
+    operands = [values[var] for var in program.operands]
+    results = _ffi_call(operands, outs, program.in_place, program.code, program.scratch_bytes)
+    values.update(zip(program.outs, results, strict=True))
+
+
+def string(eqns: list[Any], used_later: set[int]) -> Program:
+    """One program of native operations; its results are those used later."""
+    operands: list[Any] = []
     root: dict[Any, Any] = {}  # of a variable: the one whose memory it is, itself unless written in place
     newest: dict[Any, Any] = {}  # of such memory: what it holds now
     last_use: dict[Any, int] = {}  # of such memory: the operation that needs it last
@@ -145,15 +170,8 @@ def _bind_program(eqns: list[Any], values: dict[Any, Any], used_later: set[int])
         (call,) = _decode(eqn)
         variables = [*eqn.invars, *eqn.outvars]
         calls.append(_Call(call.kind, tuple(slots[root[variables[i]]] for i in call.slots), call.attrs))
-    results = _ffi_call(
-        [values[var] for var in operands],
-        [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in outs],
-        [(var.aval, offset) for var, offset in temporaries],
-        in_place,
-        calls,
-        scratch_bytes,
-    )
-    values.update(zip(outs, results, strict=True))
+    code = _encode([(var.aval, offset) for var, offset in temporaries], in_place, calls)
+    return Program(operands, outs, in_place, code, scratch_bytes)
 
 
 def _place(
@@ -194,5 +212,6 @@ def _decode(eqn: Any) -> list[_Call]:
     return calls
 
 
-def _is_native(eqn: Any) -> bool:
+def is_native(eqn: Any) -> bool:
+    """Whether an equation of a jaxpr is a native operation."""
     return eqn.primitive.name == "ffi_call" and eqn.params["target_name"] == _TARGET
