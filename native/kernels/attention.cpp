@@ -94,8 +94,8 @@ void scores(const RowState* rows, const uint16_t* keys, const uint16_t* next, in
   for (int h = 0; h < head_dim; h += 2) {
     const Pairs k0 = load_pairs(keys + h * kBlockLen), k1 = load_pairs(keys + h * kBlockLen + 32);
     if constexpr (kRows <= kPrefetchRows) {
-      _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen + 32), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(next + h * kBlockLen + 32), _MM_HINT_T1);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -121,7 +121,7 @@ void add_values(const RowState* rows, const uint16_t* values, const uint16_t* ne
     for (int v = 0; v < kVectors; ++v) {
       line[v] = load_pairs(place + v * 32);
       if constexpr (kRows <= kPrefetchRows)
-        _mm_prefetch(reinterpret_cast<const char*>(next + (place - values) + v * 32), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(next + (place - values) + v * 32), _MM_HINT_T1);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -194,8 +194,9 @@ void sweep_page(RowState* rows, int num_rows, const uint16_t* keys, const uint16
   }
 }
 
-// Queries [row_begin, row_end) of one sequence against one kv head.
-void attend(const AttentionArgs& args, const uint16_t* queries, int row_begin, int row_end, int kv_head) {
+// Queries [row_begin, row_end) of one sequence against one kv head; `after` is the page read after the last one.
+void attend(const AttentionArgs& args, const uint16_t* queries, int row_begin, int row_end, int kv_head,
+            const uint16_t* after) {
   const int head_dim = args.head_dim, group = args.num_heads / args.num_kv_heads;
   const int seq = args.seqs[row_begin];
   const int total = (row_end - row_begin) * group;
@@ -215,7 +216,7 @@ void attend(const AttentionArgs& args, const uint16_t* queries, int row_begin, i
     std::memset(acc, 0, sizeof(float) * num_rows * head_dim);
     for (int slot = lo / kBlockLen * kBlockLen; slot < hi; slot += kBlockLen) {
       const uint16_t* keys = page_of(args, seq, slot, kv_head);
-      const uint16_t* next = slot + kBlockLen < hi ? page_of(args, seq, slot + kBlockLen, kv_head) : keys;
+      const uint16_t* next = slot + kBlockLen < hi ? page_of(args, seq, slot + kBlockLen, kv_head) : after;
       for (int first = 0; first < num_rows; first += kMaxRows)
         sweep_page(rows + first, std::min(kMaxRows, num_rows - first), keys, next, head_dim, slot);
     }
@@ -252,9 +253,14 @@ void attention(const AttentionArgs& args) {
     while (row < args.num_rows && row - start < max_run && args.seqs[row] == args.seqs[start]);
   }
   begins[num_runs] = args.num_rows;
-  pool.run(num_runs * args.num_kv_heads, [&](int task) {
-    const int run = num_runs - 1 - task / args.num_kv_heads;
-    attend(args, queries, begins[run], begins[run + 1], task % args.num_kv_heads);
+  const int num_tasks = num_runs * args.num_kv_heads;
+  pool.run(num_tasks, [&](int task) {
+    const auto run_of = [&](int t) { return num_runs - 1 - t / args.num_kv_heads; };
+    const int following = std::min(task + 1, num_tasks - 1), next_row = begins[run_of(following)];
+    const uint16_t* after =
+        page_of(args, args.seqs[next_row], args.kv_lo[next_row], following % args.num_kv_heads);
+    const int begin = begins[run_of(task)], end = begins[run_of(task) + 1];
+    attend(args, queries, begin, end, task % args.num_kv_heads, after);
   });
 }
 

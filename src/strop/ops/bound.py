@@ -73,7 +73,7 @@ class BoundProgram:
                 program.code.ctypes,
                 ctypes.c_int64(program.code.size),
                 ctypes.c_int64(program.scratch_bytes),
-            )  # fmt: skip
+            )
         )
         weakref.finalize(self, library.strop_unbind, handle)
         self._message = ctypes.create_string_buffer(_MESSAGE_BYTES)
