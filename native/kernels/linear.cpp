@@ -364,6 +364,9 @@ void run_tiles_amx(const LinearArgs& args, const Activations& acts, int begin, i
 }
 #endif
 
+// From so many blocks of rows on, it is the activations that are kept near and the tiles that are read again.
+constexpr int kManyBlocks = 5;
+
 // Tiles [begin, end) for rows [row_begin, row_end).
 void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end,
                const Stream& stream) {
@@ -373,33 +376,37 @@ void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int e
 #endif
   const int num_blocks = (num_rows + kMaxRows - 1) / kMaxRows;
   const size_t tile_bytes = args.layout.tile_bytes();
+  const int block_tiles = tiles_for((num_rows + num_blocks - 1) / num_blocks);
+  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
   alignas(64) float out[2][kMaxRows * kMaxTiles * 16];
-  for (int tile = begin; tile < end;) {
-    int tiles = std::min(tiles_for((num_rows + num_blocks - 1) / num_blocks), end - tile);
+  // Computes one block of rows for the tiles at `tile`; returns how many there were.
+  const auto compute = [&](int tile, int block) {
+    int tiles = std::min(block_tiles, end - tile);
     if (tiles == 3) tiles = 2;
-    const int advance = args.epilogue == Epilogue::kSwiglu && tiles == 1 ? 2 : tiles;
+    const int advance = swiglu && tiles == 1 ? 2 : tiles;
+    const int row = row_begin + num_rows * block / num_blocks;
+    const int rows = row_begin + num_rows * (block + 1) / num_blocks - row;
     const uint8_t* weights = args.weights + size_t(tile) * tile_bytes;
-    for (int block = 0, row = row_begin; block < num_blocks; ++block) {
-      const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
-      const TileFn fn = pick(args.layout.format, rows, tiles);
-      const uint8_t* ahead = block == 0 ? stream.ahead_of(weights) : nullptr;
-      fn(args.layout, weights, acts, row, ahead, out[0]);
-      if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, ahead ? ahead + tile_bytes : nullptr, out[1]);
-      finish_block(args, tile, tiles, row, rows, out[0], advance > tiles ? out[1] : nullptr);
-      row += rows;
-    }
-    tile += advance;
+    const uint8_t* ahead = block == 0 ? stream.ahead_of(weights) : nullptr;
+    const TileFn fn = pick(args.layout.format, rows, tiles);
+    fn(args.layout, weights, acts, row, ahead, out[0]);
+    if (advance > tiles) fn(args.layout, weights + tile_bytes, acts, row, ahead ? ahead + tile_bytes : nullptr, out[1]);
+    finish_block(args, tile, tiles, row, rows, out[0], advance > tiles ? out[1] : nullptr);
+    return advance;
+  };
+  if (num_blocks < kManyBlocks) {
+    for (int tile = begin, advance; tile < end; tile += advance)
+      for (int block = 0; block < num_blocks; ++block) advance = compute(tile, block);
+  } else {
+    for (int block = 0; block < num_blocks; ++block)
+      for (int tile = begin; tile < end;) tile += compute(tile, block);
   }
 }
 
-}  // namespace
-
-void linear(const LinearArgs& args) {
-  const int num_rows = args.num_rows, k_len = args.layout.k_len, num_groups = args.layout.num_groups();
-  if (num_rows == 0) return;
-  Pool& pool = Pool::instance();
+Activations prepare(const LinearArgs& args, Pool& pool) {
+  const int num_rows = args.num_rows, k_len = args.layout.k_len;
   Activations acts{};
-  const size_t cells = size_t(num_rows) * k_len, groups = size_t(num_rows) * (num_groups + 1);
+  const size_t cells = size_t(num_rows) * k_len, groups = size_t(num_rows) * (args.layout.num_groups() + 1);
   acts.pairs_stride = k_len + k_len % 2;
   if (args.layout.quantised()) {
     auto* base = static_cast<uint8_t*>(scratch_bytes<0>((cells + 63) / 64 * 64 + groups * 12));
@@ -412,41 +419,70 @@ void linear(const LinearArgs& args) {
     acts.pairs = reinterpret_cast<uint16_t*>(acts.values);
   }
   constexpr int kRowsPerChunk = 8;
-  const int num_row_chunks = (num_rows + kRowsPerChunk - 1) / kRowsPerChunk;
-  pool.run(num_row_chunks, [&](int chunk) {
+  pool.run((num_rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](int chunk) {
     auto* normed = static_cast<float*>(scratch_bytes<1>(sizeof(float) * k_len));
     const int end = std::min(num_rows, (chunk + 1) * kRowsPerChunk);
     for (int row = chunk * kRowsPerChunk; row < end; ++row) prepare_row(args, acts, row, normed);
   });
+  return acts;
+}
 
-  // A chunk is at most about 40 us of work, so that a thread which loses its core delays the others little.
-  const int unit = args.epilogue == Epilogue::kSwiglu ? 2 : 1;
-  const int num_units = args.layout.num_tiles / unit;
-  const int rows_per_chunk = std::max(kMaxRows * 4, std::min(num_rows, int(6'000'000 / (size_t(k_len) * 16 * unit))));
-  const int num_row_blocks = (num_rows + rows_per_chunk - 1) / rows_per_chunk;
-  const size_t unit_work = size_t(k_len) * 16 * unit * std::min(num_rows, rows_per_chunk);
-  int units_per_chunk = std::max<int>(1, int(1'000'000 / (unit_work + 1)));
-  units_per_chunk = std::clamp(units_per_chunk, 1, std::max(1, num_units / (pool.num_threads() * 6)));
-  // Whole blocks of tiles, see tiles_for.
-  const int block_units = std::max(1, tiles_for(num_rows) / unit);
-  units_per_chunk = (units_per_chunk + block_units - 1) / block_units * block_units;
-  const int num_unit_chunks = (num_units + units_per_chunk - 1) / units_per_chunk;
-  const size_t unit_bytes = args.layout.tile_bytes() * unit;
-  pool.run(num_unit_chunks * num_row_blocks, [&](int chunk) {
-    const int begin = chunk % num_unit_chunks * units_per_chunk;
-    const int end = std::min(num_units, begin + units_per_chunk);
-    const int row_begin = chunk / num_unit_chunks * rows_per_chunk;
-    Stream stream{args.weights + num_units * unit_bytes, nullptr, nullptr};
-    if (num_row_blocks == 1) {
-      const int owner = pool.owner_of(num_unit_chunks, chunk), num_threads = pool.num_threads();
-      const int own_end = std::min(num_units, pool.range_begin(num_unit_chunks, owner + 1) * units_per_chunk);
-      stream.end = args.weights + own_end * unit_bytes;
-      if (args.next_weights != nullptr) {
-        stream.next = args.next_weights + args.next_bytes / 64 * owner / num_threads * 64;
-        stream.next_end = args.next_weights + args.next_bytes;
-      }
-    }
-    run_tiles(args, acts, begin * unit, end * unit, row_begin, std::min(num_rows, row_begin + rows_per_chunk), stream);
+// How a product is cut into chunks: pieces of rows, and for each of them ranges of tiles.
+struct Division {
+  int unit;            // tiles that must stay together
+  int num_units;
+  int units_per_chunk;
+  int num_unit_chunks;
+  int rows_per_piece;
+  int num_pieces;
+
+  Division(const LinearArgs& args, int num_threads) {
+    constexpr int kRowsPerPiece = 96;
+    unit = args.epilogue == Epilogue::kSwiglu ? 2 : 1;
+    num_units = args.layout.num_tiles / unit;
+    rows_per_piece = std::min(args.num_rows, kRowsPerPiece);
+    num_pieces = (args.num_rows + rows_per_piece - 1) / rows_per_piece;
+    // Some tens of microseconds of work, so that a thread which loses its core delays the others little.
+    const int64_t chunk_work = num_pieces == 1 ? 1'000'000 : 4'000'000;
+    const int64_t unit_work = int64_t(args.layout.k_len) * kTileColumns * unit * rows_per_piece;
+    const int largest = std::max(1, num_units / (num_threads * 6));
+    units_per_chunk = std::clamp(int(chunk_work / (unit_work + 1)), 1, largest);
+    const int block_units = std::max(1, tiles_for(args.num_rows) / unit);  // whole blocks of tiles
+    units_per_chunk = (units_per_chunk + block_units - 1) / block_units * block_units;
+    num_unit_chunks = (num_units + units_per_chunk - 1) / units_per_chunk;
+  }
+  int num_chunks() const { return num_unit_chunks * num_pieces; }
+};
+
+// What the thread that owns `chunk` reads on from it. With several pieces of rows, a thread reads most tiles again.
+Stream stream_of(const LinearArgs& args, const Division& division, const Pool& pool, int chunk) {
+  const size_t unit_bytes = args.layout.tile_bytes() * division.unit;
+  if (division.num_pieces > 1) return {args.weights + division.num_units * unit_bytes, nullptr, nullptr};
+  const int owner = pool.owner_of(division.num_unit_chunks, chunk);
+  const int end_chunk = pool.range_begin(division.num_unit_chunks, owner + 1);
+  const int end_unit = std::min(division.num_units, end_chunk * division.units_per_chunk);
+  Stream stream{args.weights + end_unit * unit_bytes, nullptr, nullptr};
+  if (args.next_weights != nullptr) {
+    stream.next = args.next_weights + args.next_bytes / 64 * owner / pool.num_threads() * 64;
+    stream.next_end = args.next_weights + args.next_bytes;
+  }
+  return stream;
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args) {
+  if (args.num_rows == 0) return;
+  Pool& pool = Pool::instance();
+  const Activations acts = prepare(args, pool);
+  const Division division(args, pool.num_threads());
+  pool.run(division.num_chunks(), [&](int chunk) {
+    const int first_unit = chunk % division.num_unit_chunks * division.units_per_chunk;
+    const int end_unit = std::min(division.num_units, first_unit + division.units_per_chunk);
+    const int row_begin = chunk / division.num_unit_chunks * division.rows_per_piece;
+    const int row_end = std::min(args.num_rows, row_begin + division.rows_per_piece);
+    run_tiles(args, acts, first_unit * division.unit, end_unit * division.unit, row_begin, row_end,
+              stream_of(args, division, pool, chunk));
   });
 }
 

@@ -76,12 +76,12 @@ def run_bench(options: BenchOptions, say: Say) -> Report:
         ours = Ours(engine, options.model, config.num_threads, clock)
         for workload in chosen:
             report.rows.append(_measure(workload, ours, peers, options.repeats, say))
-            limit.probe_again()
+            limit.apply(report.rows[-1])
         _add_extra_rows(report, ours, options)
     finally:
         for peer in peers:
             peer.adapter.close()
-    limit.apply(report)
+    report.probe = {} if limit.rates is None else asdict(limit.rates)
     report.bars = check_bars(report)
     for part in (render_rows(report), render_missing(report), render_bars(report)):
         if part:
@@ -92,29 +92,29 @@ def run_bench(options: BenchOptions, say: Say) -> Report:
 
 
 class _Limit:
-    """The machine's rates, probed between the rows and kept at their highest."""
+    """The machine's rates, probed between the rows: a shared machine's memory is not as fast at all times."""
 
     def __init__(self, costs: CostModel, num_threads: int) -> None:
         self._costs, self._num_threads = costs, num_threads
         self.library = native.library() if costs.layout.platform == "native" else None
-        self.rates: MachineRates | None = None
-        self.probe_again()
+        self.rates = self._probe()
+        """Of the last probe."""
 
-    def probe_again(self) -> None:
+    def _probe(self) -> MachineRates | None:
         if self.library is None:
-            return
+            return None
         working_set_bytes = self._costs.decode_step(1, 128).num_bytes
-        rates = probe(self.library, working_set_bytes, self._num_threads)
-        self.rates = rates if self.rates is None else self.rates.better_of(rates)
+        return probe(self.library, working_set_bytes, self._num_threads)
 
-    def apply(self, report: Report) -> None:
-        """Fills in the shares."""
-        if self.rates is None:
+    def apply(self, row: Row) -> None:
+        """Fills in the share of a row just measured: of the limit before it or after it, whichever is higher."""
+        before, self.rates = self.rates, self._probe()
+        if before is None or self.rates is None or row.workload is None:
             return
-        report.probe = asdict(self.rates)
-        for row in report.rows:
-            best = self._costs.best_value(row.workload, self.rates) if row.workload else None
-            row.share_of_limit = row.value / best if best and row.value is not None else None
+        rates = before.better_of(self.rates)
+        best = self._costs.best_value(row.workload, rates)
+        row.share_of_limit = row.value / best if best and row.value is not None else None
+        row.details["rates"] = asdict(rates)
 
 
 def _measure(workload: Workload, ours: Ours, peers: list[Peer], repeats: int, say: Say) -> Row:
