@@ -24,8 +24,8 @@ bool rows_are_sound(const AttentionArgs& a, int64_t num_blocks, int64_t num_posi
 }
 
 bool same_rows(const AttentionArgs& a, const AttentionArgs& b) {
-  return a.positions == b.positions && a.kv_lo == b.kv_lo && a.block_tables == b.block_tables && a.num_rows == b.num_rows &&
-         a.rope_cos == b.rope_cos;
+  return a.positions == b.positions && a.kv_lo == b.kv_lo && a.block_tables == b.block_tables &&
+         a.table_len == b.table_len && a.num_rows == b.num_rows && a.rope_cos == b.rope_cos;
 }
 
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
@@ -52,14 +52,16 @@ ffi::Error Attention::decode(Operands& operands) {
   a.scale = operands.float_attr();
   const auto cosine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto sine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
-  const auto y = operands.next<ffi::F32>();
+  const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("attention: operands of other number or type than expected");
   if (qkv.dims.size() != 2 || tables.dims.size() != 2 || !rows.bind(counts, 0, qkv.dims[0]))
     return invalid("attention: no such row count");
   if (cache.dims.size() != 5 || layer < 0 || layer >= cache.dims[0] || cache.dims[2] != a.num_kv_heads || cache.dims[3] != 2)
     return invalid("attention: the cache needs shape [L, P, K, 2, block_len * H]");
-  if (a.head_dim < 16 || a.head_dim > 512 || a.num_kv_heads <= 0 || a.num_heads % a.num_kv_heads != 0)
+  if (a.head_dim < 16 || a.head_dim > 512 || a.head_dim % 16 != 0 || a.num_kv_heads <= 0 ||
+      a.num_heads % a.num_kv_heads != 0 || a.rotary_dim < 0 || a.rotary_dim > a.head_dim)
     return invalid("attention: bad heads");
+  if (cache.dims[4] != int64_t(kAttentionBlockLen) * a.head_dim) return invalid("attention: bad block length");
   const int64_t max_rows = qkv.dims[0];
   if (qkv.dims[1] != int64_t(a.num_heads + 2 * a.num_kv_heads) * a.head_dim ||
       y.count() != max_rows * a.num_heads * a.head_dim || fields.count() != kNumRowFields * max_rows)
@@ -69,7 +71,7 @@ ffi::Error Attention::decode(Operands& operands) {
   a.positions = fields.data + kPosition * max_rows, a.slots = fields.data + kSlot * max_rows;
   a.kv_lo = fields.data + kLo * max_rows, a.kv_hi = fields.data + kHi * max_rows, a.seqs = fields.data + kSeq * max_rows;
   a.block_tables = tables.data;
-  a.table_len = int(tables.dims[1]), a.block_len = int(cache.dims[4] / a.head_dim);
+  a.table_len = int(tables.dims[1]), a.block_len = kAttentionBlockLen;
   num_positions = int64_t(1) << 40, num_blocks = cache.dims[1], num_seqs = tables.dims[0];
   if (a.rotary_dim > 0) {
     if (cosine.dims.size() != 2 || cosine.dims[1] * 2 != a.rotary_dim || !same(sine.dims, cosine.dims))
@@ -86,7 +88,9 @@ const char* Attention::admit(Admitted& before) {
   // Like layers share the array of their cache, and so its number of blocks.
   const Attention* last = before.attention;
   before.attention = this;
-  if (last != nullptr && same_rows(last->args, args) && last->num_blocks == num_blocks) return nullptr;
+  if (last != nullptr && same_rows(last->args, args) && last->num_blocks == num_blocks &&
+      last->num_positions == num_positions && last->num_seqs == num_seqs)
+    return nullptr;
   return rows_are_sound(args, num_blocks, num_positions, num_seqs) ? nullptr : "attention: a row points outside the cache";
 }
 

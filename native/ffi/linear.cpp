@@ -1,6 +1,11 @@
 #include "ffi/operations.h"
 
 namespace strop {
+namespace {
+
+bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32); }
+
+}  // namespace
 
 // x, weights, counts, [norm], [bias], [residual], [row ids], y.
 ffi::Error Linear::decode(Operands& operands) {
@@ -8,21 +13,22 @@ ffi::Error Linear::decode(Operands& operands) {
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
   const int index = operands.attr(), layer = operands.attr();
-  const auto format = WeightFormat(operands.attr());
-  const int zero = operands.attr(), num_tiles = operands.attr();
-  args.epilogue = Epilogue(operands.attr());
+  const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
+  const int epilogue = operands.attr();
   const bool has_norm = operands.attr(), has_bias = operands.attr(), has_row_ids = operands.attr();
   const int count_index = operands.attr();
   args.norm_eps = operands.float_attr();
+  if (!is_format(format) || epilogue < 0 || epilogue > int(Epilogue::kSwiglu)) return invalid("linear: bad attributes");
+  args.epilogue = Epilogue(epilogue);
   const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto residual = args.epilogue == Epilogue::kResidual ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto row_ids = has_row_ids ? operands.next<ffi::S32>() : View<ffi::S32>{};
-  const auto y = operands.next<ffi::F32>();
+  const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("linear: operands of other number or type than expected");
   if (x.dims.size() != 2 || y.dims.size() != 2) return invalid("linear: x and y need shapes [T, K], [T, N]");
   if (y.dims[0] != (has_row_ids ? row_ids.count() : x.dims[0])) return invalid("linear: x and y differ in rows");
-  args.layout = {format, zero, int(x.dims[1]), num_tiles};
+  args.layout = {WeightFormat(format), zero, int(x.dims[1]), num_tiles};
   const int64_t columns = int64_t(num_tiles) * kTileColumns;
   if (y.dims[1] > columns / (args.epilogue == Epilogue::kSwiglu ? 2 : 1)) return invalid("linear: y is wider than W");
   if (!rows.bind(counts, count_index, y.dims[0])) return invalid("linear: no such row count");
@@ -48,12 +54,12 @@ ffi::Error Embed::decode(Operands& operands) {
   const auto tokens = operands.next<ffi::S32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
-  const auto y = operands.next<ffi::F32>();
-  const auto format = WeightFormat(operands.attr());
-  const int zero = operands.attr(), num_tiles = operands.attr();
+  const auto y = operands.result<ffi::F32>();
+  const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
   if (!operands.all_taken()) return invalid("embed: operands of other number or type than expected");
+  if (!is_format(format)) return invalid("embed: bad attributes");
   if (y.dims.size() != 2 || tokens.count() != y.dims[0]) return invalid("embed: y needs shape [T, D]");
-  args.layout = {format, zero, int(y.dims[1]), num_tiles};
+  args.layout = {WeightFormat(format), zero, int(y.dims[1]), num_tiles};
   if (!rows.bind(counts, 0, y.dims[0])) return invalid("embed: no such row count");
   if (!matrix_bytes(weights, 0, args.layout, &args.weights)) return invalid("embed: W does not match its layout");
   args.tokens = tokens.data, args.y = y.data;

@@ -39,8 +39,9 @@ struct View {
 // Takes a call apart. After the first operand or attribute that is missing or of another type, `ok` stays false.
 class Operands {
  public:
-  Operands(const std::vector<Tensor>& tensors, ffi::Span<const int32_t> code, size_t at)
-      : tensors_(tensors), code_(code), at_(at) {
+  // The first `num_operands` tensors are the program's operands.
+  Operands(const std::vector<Tensor>& tensors, size_t num_operands, ffi::Span<const int32_t> code, size_t at)
+      : tensors_(tensors), num_operands_(num_operands), code_(code), at_(at) {
     slots_ = at_ + 1;
     slots_left_ = item(at_);
     at_ = slots_ + slots_left_;
@@ -48,13 +49,15 @@ class Operands {
     ok = ok && attrs_left_ <= int64_t(code_.size()) - int64_t(at_);
   }
 
+  // The next operand. Integers are followed, and checked before the program runs: it must not make them itself.
   template <ffi::DataType kType>
   View<kType> next() {
-    if (!ok || slots_left_ == 0) return fail<View<kType>>();
-    --slots_left_;
-    const size_t slot = item(slots_++);
-    if (slot >= tensors_.size() || tensors_[slot].dtype != kType) return fail<View<kType>>();
-    return {static_cast<ffi::NativeType<kType>*>(tensors_[slot].data), tensors_[slot].dims};
+    return take<kType>(kType == ffi::S32 || kType == ffi::U32 ? num_operands_ : tensors_.size());
+  }
+  // The next result.
+  template <ffi::DataType kType>
+  View<kType> result() {
+    return take<kType>(tensors_.size());
   }
   int32_t attr() {
     if (!ok || attrs_left_ == 0) return fail<int32_t>();
@@ -73,6 +76,14 @@ class Operands {
   bool ok = true;
 
  private:
+  template <ffi::DataType kType>
+  View<kType> take(size_t end_slot) {
+    if (!ok || slots_left_ == 0) return fail<View<kType>>();
+    --slots_left_;
+    const size_t slot = item(slots_++);
+    if (slot >= end_slot || tensors_[slot].dtype != kType) return fail<View<kType>>();
+    return {static_cast<ffi::NativeType<kType>*>(tensors_[slot].data), tensors_[slot].dims};
+  }
   uint32_t item(size_t at) {
     if (at >= code_.size() || code_[at] < 0) return fail<uint32_t>();
     return uint32_t(code_[at]);
@@ -84,6 +95,7 @@ class Operands {
   }
 
   const std::vector<Tensor>& tensors_;
+  size_t num_operands_;
   ffi::Span<const int32_t> code_;
   size_t at_, slots_;
   uint32_t slots_left_;

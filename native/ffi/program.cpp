@@ -108,7 +108,7 @@ ffi::Error decode(std::vector<Tensor>& tensors, size_t num_operands, ffi::Span<c
   }
   while (reader.ok && reader.at < code.size()) {
     const int64_t kind = reader.next();
-    Operands operands(tensors, code, reader.at);
+    Operands operands(tensors, num_operands, code, reader.at);
     if (ffi::Error error = decode(kind, operands, operations.emplace_back()); error.failure()) return error;
     reader.at = operands.end();
   }
@@ -157,7 +157,8 @@ struct Bound {
   std::vector<Operation> operations;
   size_t num_operands;
   int64_t scratch_len;
-  const void* scratch = nullptr;
+  const void* scratch = nullptr;  // where the temporaries were when it was decoded
+  bool decoded = false;
 };
 
 }  // namespace
@@ -202,8 +203,9 @@ int32_t strop_run_bound(void* handle, void* const* addresses, char* message, int
   try {
     const void* scratch = scratch_bytes<0>(size_t(bound.scratch_len));
     const size_t num_given = bound.addresses.size();
-    if (bound.scratch != scratch || !std::equal(bound.addresses.begin(), bound.addresses.end(), addresses)) {
-      bound.scratch = nullptr;
+    if (!bound.decoded || bound.scratch != scratch ||
+        !std::equal(bound.addresses.begin(), bound.addresses.end(), addresses)) {
+      bound.decoded = false;
       bound.tensors.resize(num_given);  // without the temporaries of last time
       for (size_t i = 0; i < num_given; ++i) bound.tensors[i].data = bound.addresses[i] = addresses[i];
       const ffi::Span<const int32_t> code(bound.code.data(), bound.code.size());
@@ -211,6 +213,7 @@ int32_t strop_run_bound(void* handle, void* const* addresses, char* message, int
                                       bound.operations);
       if (error.failure()) return fail(error.message().c_str());
       bound.scratch = scratch;
+      bound.decoded = true;
     }
     const char* wrong = run(bound.operations);
     return wrong != nullptr ? fail(wrong) : 0;

@@ -11,10 +11,10 @@ ffi::Error Sample::decode(Operands& operands) {
   const auto edit_row = operands.next<ffi::S32>(), edit_token = operands.next<ffi::S32>();
   const auto edit_count = operands.next<ffi::S32>(), edit_seen = operands.next<ffi::S32>();
   const auto edit_bias = operands.next<ffi::F32>();
-  const auto counts = operands.next<ffi::S32>(), token_ids = operands.next<ffi::S32>();
-  const auto logprobs = operands.next<ffi::F32>();
-  const auto top_ids = operands.next<ffi::S32>();
-  const auto top_logprobs = operands.next<ffi::F32>();
+  const auto counts = operands.next<ffi::S32>(), token_ids = operands.result<ffi::S32>();
+  const auto logprobs = operands.result<ffi::F32>();
+  const auto top_ids = operands.result<ffi::S32>();
+  const auto top_logprobs = operands.result<ffi::F32>();
   const int num_top = operands.attr();
   if (!operands.all_taken()) return invalid("sample: operands of other number or type than expected");
   if (logits.dims.size() != 2 || !rows.bind(counts, 1, logits.dims[0])) return invalid("sample: no such row count");
@@ -42,7 +42,7 @@ void Sample::run() const {
 // logits, counts, token ids.
 ffi::Error Greedy::decode(Operands& operands) {
   const auto scores = operands.next<ffi::F32>();
-  const auto counts = operands.next<ffi::S32>(), chosen = operands.next<ffi::S32>();
+  const auto counts = operands.next<ffi::S32>(), chosen = operands.result<ffi::S32>();
   if (!operands.all_taken()) return invalid("greedy: operands of other number or type than expected");
   if (scores.dims.size() != 2 || !rows.bind(counts, 1, scores.dims[0])) return invalid("greedy: no such row count");
   if (chosen.count() != scores.dims[0]) return invalid("greedy: shapes disagree");

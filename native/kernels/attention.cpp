@@ -14,7 +14,7 @@
 namespace strop::STROP_ISA {
 namespace {
 
-constexpr int kBlockLen = 32;
+constexpr int kBlockLen = kAttentionBlockLen;
 constexpr int kMaxRows = 6;    // rows in one register block: 6 x 4 accumulators of head dimensions
 constexpr int kQueryRows = 12;  // rows (queries x heads of a group) in one task
 constexpr int kPrefetchRows = 4;  // a few rows wait for the pages; many find them in the cache already

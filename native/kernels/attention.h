@@ -6,6 +6,8 @@
 
 namespace strop {
 
+constexpr int kAttentionBlockLen = 32;  // tokens of a page
+
 // The cache of one layer is [num_blocks][K kv heads][2] pages of block_len x H bf16:
 //   keys   [H/2][block_len][2]   (lanes are tokens: a product with a query sweeps the head dimension)
 //   values [block_len/2][H][2]   (lanes are head dimensions: a product with probabilities sweeps the tokens)

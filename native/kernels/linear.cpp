@@ -92,9 +92,10 @@ struct Stream {
 
   // Where to fetch ahead while reading at p; null: nowhere.
   const uint8_t* ahead_of(const uint8_t* p) const {
-    if (p + kAheadBytes < end) return p + kAheadBytes;
+    if (p + kAheadBytes < end) return p + kAheadBytes;  // still in this matrix
+    if (next == nullptr) return nullptr;
     const uint8_t* beyond = next + (p + kAheadBytes - end);
-    return next != nullptr && beyond < next_end ? beyond : nullptr;
+    return beyond < next_end ? beyond : nullptr;
   }
 };
 
@@ -442,11 +443,14 @@ struct Division {
     num_units = args.layout.num_tiles / unit;
     rows_per_piece = std::min(args.num_rows, kRowsPerPiece);
     num_pieces = (args.num_rows + rows_per_piece - 1) / rows_per_piece;
+    rows_per_piece = (args.num_rows + num_pieces - 1) / num_pieces;
     // Some tens of microseconds of work, so that a thread which loses its core delays the others little.
     const int64_t chunk_work = num_pieces == 1 ? 1'000'000 : 4'000'000;
     const int64_t unit_work = int64_t(args.layout.k_len) * kTileColumns * unit * rows_per_piece;
     const int largest = std::max(1, num_units / (num_threads * 6));
     units_per_chunk = std::clamp(int(chunk_work / (unit_work + 1)), 1, largest);
+    const int most_chunks = std::max(1, Pool::kMaxChunks / num_pieces);
+    units_per_chunk = std::max(units_per_chunk, (num_units + most_chunks - 1) / most_chunks);
     const int block_units = std::max(1, tiles_for(args.num_rows) / unit);  // whole blocks of tiles
     units_per_chunk = (units_per_chunk + block_units - 1) / block_units * block_units;
     num_unit_chunks = (num_units + units_per_chunk - 1) / units_per_chunk;

@@ -45,10 +45,19 @@ void futex_wake(std::atomic<uint32_t>* word) {
 
 }  // namespace
 
-// A thread's range of the running job. `claim` packs the job's number (high 32 bits), the range's end (16) and its next
-// chunk (16) into one word, so that a late thread can never take a chunk of a job it was not called for.
+// A thread's range of the running job. The job's number, the range's end and its next chunk are one word, so that a late
+// thread can never take a chunk of a job it was not called for.
 struct alignas(64) Range {
   std::atomic<uint64_t> claim{0};
+};
+
+struct Claim {
+  uint32_t ticket;
+  uint16_t end, next;
+
+  explicit Claim(uint64_t word) : ticket(uint32_t(word >> 32)), end(uint16_t(word >> 16)), next(uint16_t(word)) {}
+  Claim(uint32_t ticket, int end, int next) : ticket(ticket), end(uint16_t(end)), next(uint16_t(next)) {}
+  uint64_t word() const { return uint64_t(ticket) << 32 | uint64_t(end) << 16 | next; }
 };
 
 // A worker's processor clock tells a thread that computes (or faults pages in) from one that lost its core.
@@ -61,7 +70,7 @@ struct Pool::Shared {
   Range ranges[kMaxWorkers + 1];  // of the caller, then of the workers
   alignas(64) std::atomic<uint32_t> job{0};
   std::atomic<int> num_asleep{0};
-  alignas(64) std::atomic<int> num_done{0};
+  alignas(64) std::atomic<int> num_left{0};  // chunks not done yet
   std::atomic<bool> busy{false};
   Call call = nullptr;
   const void* body = nullptr;
@@ -81,25 +90,31 @@ Pool::Pool() : shared_(new Shared) {}
 
 void Pool::resize(int num_threads) {
   num_threads = std::clamp(num_threads, 1, kMaxWorkers + 1);
+  bool idle = false;
+  while (!shared_->busy.compare_exchange_weak(idle, true, std::memory_order_acquire)) {
+    idle = false;
+    usleep(50);
+  }
   for (; num_workers_ < num_threads - 1; ++num_workers_) std::thread(worker_main, this, num_workers_).detach();
   num_threads_ = num_threads;
+  shared_->busy.store(false, std::memory_order_release);
 }
 
-void Pool::work(uint32_t ticket, int index) {
+void Pool::work(uint32_t ticket, int index) noexcept {
   Shared& s = *shared_;
-  const int num_threads = num_threads_;
-  int num_done = 0;
+  const int num_threads = this->num_threads();
   for (int turn = 0; turn < num_threads; ++turn) {
     std::atomic<uint64_t>& claim = s.ranges[(index + turn) % num_threads].claim;
+    int num_done = 0;
     uint64_t seen = claim.load(std::memory_order_acquire);
-    while (uint32_t(seen >> 32) == ticket && (seen & 0xffff) < ((seen >> 16) & 0xffff)) {
+    for (Claim c(seen); c.ticket == ticket && c.next < c.end; c = Claim(seen)) {
       if (!claim.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-      s.call(s.body, int(seen & 0xffff));
+      s.call(s.body, c.next);
       ++num_done;
       seen = claim.load(std::memory_order_acquire);
     }
+    if (num_done > 0 && s.num_left.fetch_sub(num_done, std::memory_order_release) == num_done) return;  // all done
   }
-  if (num_done > 0) s.num_done.fetch_add(num_done, std::memory_order_release);
 }
 
 void Pool::worker_main(Pool* pool, int index) {
@@ -120,17 +135,17 @@ void Pool::worker_main(Pool* pool, int index) {
       continue;
     }
     last = job;
-    if (index >= pool->num_threads_ - 1) continue;
+    if (index >= pool->num_threads() - 1) continue;
     self.working.store(true, std::memory_order_release);
     pool->work(job, index + 1);
     self.working.store(false, std::memory_order_release);
   }
 }
 
-bool Pool::wait_for(int num_chunks) {
+bool Pool::wait() {
   Shared& s = *shared_;
   int64_t start_ns = 0, worked_ns[kMaxWorkers];
-  for (int spin = 1; s.num_done.load(std::memory_order_acquire) != num_chunks; ++spin) {
+  for (int spin = 1; s.num_left.load(std::memory_order_acquire) != 0; ++spin) {
     relax();
     if (spin % 256 != 0) continue;
     if (start_ns == 0) {
@@ -151,7 +166,7 @@ bool Pool::wait_for(int num_chunks) {
 void Pool::run_erased(int num_chunks, Call call, const void* body) {
   Shared& s = *shared_;
   bool idle = false;
-  const bool alone = num_threads_ == 1 || num_chunks == 1 || num_chunks > 0xffff ||
+  const bool alone = num_threads() == 1 || num_chunks <= 1 || num_chunks > kMaxChunks ||
                      (alone_ns_ != 0 && now_ns() < alone_until_ns_);
   if (alone || !s.busy.compare_exchange_strong(idle, true, std::memory_order_acquire)) {
     for (int chunk = 0; chunk < num_chunks; ++chunk) call(body, chunk);
@@ -159,16 +174,16 @@ void Pool::run_erased(int num_chunks, Call call, const void* body) {
   }
   s.call = call;
   s.body = body;
-  s.num_done.store(0, std::memory_order_relaxed);
+  s.num_left.store(num_chunks, std::memory_order_relaxed);
   const uint32_t ticket = s.job.load(std::memory_order_relaxed) + 1;
-  for (int i = 0; i < num_threads_; ++i) {
-    const uint64_t begin = range_begin(num_chunks, i), end = range_begin(num_chunks, i + 1);
-    s.ranges[i].claim.store(uint64_t(ticket) << 32 | end << 16 | begin, std::memory_order_release);
+  for (int i = 0; i < num_threads(); ++i) {
+    const Claim range(ticket, range_begin(num_chunks, i + 1), range_begin(num_chunks, i));
+    s.ranges[i].claim.store(range.word(), std::memory_order_release);
   }
   s.job.store(ticket, std::memory_order_seq_cst);
   if (s.num_asleep.load(std::memory_order_seq_cst) > 0) futex_wake(&s.job);
   work(ticket, 0);
-  if (!wait_for(num_chunks)) {
+  if (!wait()) {
     ++num_starved_;
     alone_ns_ = alone_ns_ == 0 ? kAloneMinNs : std::min(alone_ns_ * 2, kAloneMaxNs);
     alone_until_ns_ = now_ns() + alone_ns_;

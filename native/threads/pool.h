@@ -13,12 +13,15 @@ namespace strop {
 
 class Pool {
  public:
-  // Threads that compute, the caller included. Set once, before the first run; later calls only shrink or regrow to it.
+  // Threads that compute, the caller included. `resize` waits for a running job.
   static Pool& instance();
   void resize(int num_threads);
-  int num_threads() const { return num_threads_; }
+  int num_threads() const { return num_threads_.load(std::memory_order_relaxed); }
 
-  // Calls body(chunk) for every chunk in [0, num_chunks), in any order, on any thread; returns when all are done.
+  static constexpr int kMaxChunks = 0xffff;  // of a job that is shared; a longer one runs on the caller alone
+
+  // Calls body(chunk) for every chunk in [0, num_chunks), in any order, on any thread; returns when all are done. A body
+  // that throws ends the process: other threads may still be running it.
   // Falls back to a plain loop when another thread is running a job or only one thread is wanted.
   template <class Body>
   void run(int num_chunks, const Body& body) {
@@ -26,8 +29,9 @@ class Pool {
   }
 
   // Thread `index` owns the chunks from here to where the next thread's begin.
-  int range_begin(int num_chunks, int index) const { return int(int64_t(num_chunks) * index / num_threads_); }
-  int owner_of(int num_chunks, int chunk) const { return int((int64_t(chunk + 1) * num_threads_ - 1) / num_chunks); }
+  int range_begin(int num_chunks, int index) const { return int(int64_t(num_chunks) * index / num_threads()); }
+  // The last thread whose range begins at or before `chunk`.
+  int owner_of(int num_chunks, int chunk) const { return int((int64_t(chunk + 1) * num_threads() - 1) / num_chunks); }
 
   int64_t num_starved() const { return num_starved_; }
 
@@ -36,11 +40,11 @@ class Pool {
   struct Shared;
   Pool();
   void run_erased(int num_chunks, Call call, const void* body);
-  void work(uint32_t ticket, int index);
-  bool wait_for(int num_chunks);  // false: a worker sat on its chunk without running
+  void work(uint32_t ticket, int index) noexcept;
+  bool wait();  // false: a worker sat on its chunk without running
   static void worker_main(Pool* pool, int index);
 
-  int num_threads_ = 1;
+  std::atomic<int> num_threads_{1};
   int num_workers_ = 0;
   int64_t num_starved_ = 0;
   int64_t alone_until_ns_ = 0;

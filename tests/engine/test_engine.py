@@ -74,6 +74,25 @@ def test_an_interrupt_leaves_the_engine_usable(
     assert crowd(engine, some_requests()) == expected
 
 
+def test_a_cache_that_cannot_be_made_again_is_never_written(
+    new_engine: Callable[..., Engine], crowd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = crowd(new_engine(), some_requests())
+    engine = new_engine()
+    for request in some_requests():
+        engine.add(request)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_new_cache", FailingStep(Engine._new_cache, {1: KeyboardInterrupt()}, after=False))
+        step = FailingStep(CompiledModel.step, {1: RuntimeError("injected")}, after=True)
+        patch.setattr(CompiledModel, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    for request in some_requests():
+        engine.abort(request.request_id)
+    assert crowd(engine, some_requests()) == expected
+
+
 def test_it_gives_up_when_every_step_fails_and_recovers_when_they_do_not(
     new_engine: Callable[..., Engine], crowd: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from random_weights import make, packed
 
 from strop.ops import native
 from strop.ops.attention import Rows, attention
+from strop.ops.bound import bind_native
 from strop.ops.linear import Norm, linear
 from strop.ops.program import string_calls
 
@@ -89,3 +90,67 @@ def test_a_row_id_out_of_range_is_refused(model):
 
     with pytest.raises(Exception, match="a row id is out of range"):
         np.asarray(jax.jit(pick)(model["x"], jnp.asarray([ROWS], jnp.int32)))
+
+
+def test_bound_equals_single(model):
+    def run(kept, x, cache):
+        return step(model | {"norm": kept[0]}, lambda x: x)(x, cache)
+
+    single = jax.jit(step(model, lambda x: x), donate_argnums=1)(model["x"], cache())
+    bound = bind_native(native.library(), run, [model["norm"]], model["x"], cache())
+    assert bound is None  # the weights and the rows are constants of `run`, not parts of its arguments
+
+    def whole(kept, ints, x, cache):
+        norm, qkv, o = kept
+        fields, tables, counts, last = ints[:48].reshape(6, 8), ints[48:49].reshape(1, 1), ints[49:51], ints[51:52]
+        for layer in range(2):
+            y = linear(x, qkv, 0, counts, platform="native", layer=layer, norm=Norm(norm, 1e-5))
+            y, cache = attention(
+                y, cache, layer, Rows(fields, tables, counts), None, num_heads=HEADS, num_kv_heads=HEADS,
+                head_dim=HEAD_DIM, scale=0.2, block_len=32, platform="native",
+            )  # fmt: skip
+            x = linear(y, o, 0, counts, platform="native", residual=x)
+        return linear(x, o, 0, ints[51:53], platform="native", row_ids=last, count_index=1), x, cache
+
+    r = rows()
+    ints = np.concatenate([np.ravel(r.fields), [1], [ROWS, ROWS], [ROWS - 1, 1]]).astype(np.int32)
+    kept = [model["norm"], model["qkv"], model["o"]]
+    bound = bind_native(native.library(), whole, kept, ints, model["x"], cache())
+    for _ in range(2):  # the second time nothing is decoded again
+        given = cache()
+        picked, x, written = bound(ints, model["x"], given)
+        assert written is given
+        for name, a, b in zip(("picked", "x", "cache"), single, (picked, x, written), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
+
+
+def test_bound_refuses_and_recovers(model):
+    def pick(kept, x, ids):
+        return (linear(x, kept[0], 0, ids[1:], platform="native", row_ids=ids[:1]),)
+
+    ids = np.array([0, 1], np.int32)
+    bound = bind_native(native.library(), pick, [model["o"]], model["x"], ids)
+    good = bound(model["x"], ids)[0].copy()
+    for wrong, message in (([ROWS, 1], "a row id is out of range"), ([-1, 1], "a row id"), ([0, 2], "bad row count")):
+        ids[:] = wrong
+        with pytest.raises(RuntimeError, match=message):
+            bound(model["x"], ids)
+    ids[:] = 0, 1
+    assert np.array_equal(bound(model["x"], ids)[0], good)
+    deleted = jnp.array(model["x"])
+    deleted.delete()
+    with pytest.raises(RuntimeError, match="deleted"):
+        bound(deleted, ids)
+
+
+def test_bound_declines_what_is_not_plain(model):
+    def pick(kept, x, ids):
+        return (linear(x, kept[0], 0, ids[1:], platform="native", row_ids=ids[:1]),)
+
+    for ids in (np.array([0, 1]), np.array([0, 9, 1, 9], np.int32)[::2]):  # int64, strided
+        assert bind_native(native.library(), pick, [model["o"]], model["x"], ids) is None
+
+    def doubled(kept, x, ids):
+        return pick(kept, 2.0 * x, ids)
+
+    assert bind_native(native.library(), doubled, [model["o"]], model["x"], np.array([0, 1], np.int32)) is None

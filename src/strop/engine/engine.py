@@ -143,7 +143,7 @@ class Engine:
             tail[3 : 3 + num_blocks] = np.arange(1, num_blocks + 1)
             try:
                 logits, self._cache = self._compiled.logits(self._cache, ints, shape)
-                chunk = np.array(logits[:count])
+                chunk = np.asarray(logits)[:count].copy()
             except BaseException:
                 self._start_over()
                 raise

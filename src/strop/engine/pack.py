@@ -31,7 +31,8 @@ def bucket(value: int, factor: int, smallest: int = 1) -> int:
     return size
 
 
-_PADDING = np.array([[0], [0], [0], [0], [1], [0]], np.int32)  # sees one slot of the null block
+# Reads slot 0 of the first sequence; nobody reads its result.
+_PADDING = np.array([[0], [0], [0], [0], [1], [0]], np.int32)
 
 
 class _Buffer:

@@ -118,12 +118,12 @@ def plan_memory(
     num_blocks = config.num_blocks or min(needed_blocks, max(room // 2, 0) // per_block)
     if num_blocks < 2 or num_blocks * per_block > room:
         wanted = max(config.num_blocks, 2) * per_block
+        smaller = "num_blocks" if config.num_blocks else "max_num_seqs or max_step_tokens"
         raise CapacityError(
             f"the model does not fit: weights {_size(weights)} + runtime {_size(runtime)} + activations "
             f"{_size(activations)} + a cache of at least {_size(wanted)} need "
-            f"{_size(weights + runtime + activations + wanted)}, but the limit is {_size(limit)}: raise --memory "
-            "if the machine has more, lower num_blocks, max_step_tokens or max_num_seqs, or take a smaller or more "
-            "strongly quantised model"
+            f"{_size(weights + runtime + activations + wanted)}, but the limit is {_size(limit)}: raise memory_bytes "
+            f"if the machine has more, lower {smaller}, or take a smaller or more strongly quantised model"
         )
     return MemoryPlan(
         weights,

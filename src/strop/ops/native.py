@@ -1,10 +1,13 @@
 """The native library: found, loaded, its FFI targets registered with jax. Absent is a state, not an error."""
 
 import ctypes
+import logging
 import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _NAME = "libstrop_native.so"
 _TARGETS = ("strop_program", "strop_allocate")
@@ -22,6 +25,10 @@ def library() -> ctypes.CDLL | None:
     lib = ctypes.CDLL(str(path))
     lib.strop_isa.restype = ctypes.c_char_p
     lib.strop_num_starved.restype = ctypes.c_int64
+    missing = [name for name in (*_TARGETS, "strop_bind") if not hasattr(lib, name)]
+    if missing:
+        log.warning("%s is left out: it lacks %s and so is of another version; build it again", path, missing[0])
+        return None
     return lib if lib.strop_isa() else None
 
 
@@ -45,8 +52,7 @@ def register() -> bool:
     import jax
 
     for name in _TARGETS:
-        if hasattr(lib, name):
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(lib, name)), platform="cpu")
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(lib, name)), platform="cpu")
     return True
 
 

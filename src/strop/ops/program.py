@@ -89,7 +89,7 @@ def _evaluate(jaxpr: Any, values: dict[Any, Any]) -> None:
     while pending:
         for native, bind in ((False, _bind_xla), (True, _bind_program)):
             ready, pending = _split_ready(pending, values, native)
-            used_later = {id(var) for eqn in pending for var in eqn.invars} | {id(var) for var in jaxpr.outvars}
+            used_later = variables(jaxpr.outvars, *(eqn.invars for eqn in pending))
             if ready:
                 bind(ready, values, used_later)
 
@@ -100,7 +100,7 @@ def _split_ready(eqns: list[Any], values: dict[Any, Any], native: bool) -> tuple
     ready: list[Any] = []
     rest: list[Any] = []
     for eqn in eqns:
-        if is_native(eqn) == native and all(isinstance(var, Literal) or var in known for var in eqn.invars):
+        if is_native(eqn) == native and variables(eqn.invars).keys() <= known:
             ready.append(eqn)
             known.update(eqn.outvars)
         else:
@@ -108,12 +108,12 @@ def _split_ready(eqns: list[Any], values: dict[Any, Any], native: bool) -> tuple
     return ready, rest
 
 
-def _bind_xla(eqns: list[Any], values: dict[Any, Any], used_later: set[int]) -> None:
+def _bind_xla(eqns: list[Any], values: dict[Any, Any], used_later: dict[Any, None]) -> None:
     """Traces these equations again; adds to `values` their results that are used later."""
-    made = {var for eqn in eqns for var in eqn.outvars}
-    operands = {var: None for eqn in eqns for var in eqn.invars if not isinstance(var, Literal) and var not in made}
-    outs = [var for eqn in eqns for var in eqn.outvars if id(var) in used_later]
-    part = ClosedJaxpr(Jaxpr([], list(operands), outs, eqns, debug_info=_DEBUG_INFO), [])
+    made = variables(*(eqn.outvars for eqn in eqns))
+    operands = [var for var in variables(*(eqn.invars for eqn in eqns)) if var not in made]
+    outs = [var for eqn in eqns for var in eqn.outvars if var in used_later]
+    part = ClosedJaxpr(Jaxpr([], operands, outs, eqns, debug_info=_DEBUG_INFO), [])
     values.update(zip(outs, jaxpr_as_fun(part)(*(values[var] for var in operands)), strict=True))
 
 
@@ -129,7 +129,7 @@ class Program(NamedTuple):
     scratch_bytes: int
 
 
-def _bind_program(eqns: list[Any], values: dict[Any, Any], used_later: set[int]) -> None:
+def _bind_program(eqns: list[Any], values: dict[Any, Any], used_later: dict[Any, None]) -> None:
     """Traces native operations as one program; adds to `values` their results that are used later."""
     program = string(eqns, used_later)
     outs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in program.outs]
@@ -138,45 +138,62 @@ def _bind_program(eqns: list[Any], values: dict[Any, Any], used_later: set[int])
     values.update(zip(program.outs, results, strict=True))
 
 
-def string(eqns: list[Any], used_later: set[int]) -> Program:
+def string(eqns: list[Any], used_later: dict[Any, None]) -> Program:
     """One program of native operations; its results are those used later."""
-    operands: list[Any] = []
-    root: dict[Any, Any] = {}  # of a variable: the one whose memory it is, itself unless written in place
-    newest: dict[Any, Any] = {}  # of such memory: what it holds now
-    last_use: dict[Any, int] = {}  # of such memory: the operation that needs it last
-    for step, eqn in enumerate(eqns):
-        written = {result: eqn.invars[operand] for operand, result in eqn.params["input_output_aliases"]}
-        for var in eqn.invars:
-            if var not in root:
-                root[var] = newest[var] = var
-                operands.append(var)
-            assert newest[root[var]] is var, "memory written in place is read as it was before"
-        for i, var in enumerate(eqn.outvars):
-            root[var] = root[written[i]] if i in written else var
-            newest[root[var]] = var
-        last_use.update((root[var], step) for var in (*eqn.invars, *eqn.outvars))
-    outs = [var for eqn in eqns for var in eqn.outvars if id(var) in used_later]
-    assert all(newest[root[var]] is var for var in outs), "memory written in place is wanted as it was before"
-    outs += [var for var in newest.values() if root[var] is not var and root[var] in operands and var not in outs]
-    in_place = {operands.index(root[var]): i for i, var in enumerate(outs) if root[var] in operands}
+    memory = _memory(eqns)
+    made = variables(*(eqn.outvars for eqn in eqns))
+    operands = [var for var in memory.newest if var not in made]
+    outs = [var for eqn in eqns for var in eqn.outvars if var in used_later]
+    if any(memory.newest[memory.root[var]] is not var for var in outs):
+        raise ValueError("memory written in place is wanted as it was before: copy it first")
+    # What is written in place comes out, wanted or not: only so does XLA know.
+    outs += [memory.newest[var] for var in operands if memory.newest[var] is not var and memory.newest[var] not in outs]
+    in_place = {operands.index(memory.root[var]): i for i, var in enumerate(outs) if memory.root[var] in operands}
     slots = {var: i for i, var in enumerate(operands)}
     for i, var in enumerate(outs):
-        slots.setdefault(root[var], len(operands) + i)
-    temporaries, scratch_bytes = _place(eqns, root, slots, last_use)
+        slots.setdefault(memory.root[var], len(operands) + i)
+    temporaries, scratch_bytes = _place(eqns, memory, slots)
     for i, (var, _) in enumerate(temporaries):
         slots[var] = len(operands) + len(outs) + i
     calls = []
     for eqn in eqns:
         (call,) = _decode(eqn)
-        variables = [*eqn.invars, *eqn.outvars]
-        calls.append(_Call(call.kind, tuple(slots[root[variables[i]]] for i in call.slots), call.attrs))
+        own = [*eqn.invars, *eqn.outvars]
+        calls.append(_Call(call.kind, tuple(slots[memory.root[own[i]]] for i in call.slots), call.attrs))
     code = _encode([(var.aval, offset) for var, offset in temporaries], in_place, calls)
     return Program(operands, outs, in_place, code, scratch_bytes)
 
 
-def _place(
-    eqns: list[Any], root: dict[Any, Any], slots: dict[Any, int], last_use: dict[Any, int]
-) -> tuple[list[tuple[Any, int]], int]:
+class _Memory(NamedTuple):
+    """What the variables of some operations lie in."""
+
+    root: dict[Any, Any]
+    """Of a variable: the first one in its memory, which is itself unless an operation wrote in place."""
+    newest: dict[Any, Any]
+    """Of a root: the last variable in that memory."""
+    last_use: dict[Any, int]
+    """Of a root: the operation that needs that memory last."""
+
+
+def _memory(eqns: list[Any]) -> _Memory:
+    root: dict[Any, Any] = {}
+    newest: dict[Any, Any] = {}
+    last_use: dict[Any, int] = {}
+    for step, eqn in enumerate(eqns):
+        for var in eqn.invars:
+            if var not in root:
+                root[var] = newest[var] = var
+            if newest[root[var]] is not var:
+                raise ValueError("memory written in place is read as it was before: copy it first")
+        written = {result: eqn.invars[operand] for operand, result in eqn.params["input_output_aliases"]}
+        for i, var in enumerate(eqn.outvars):
+            root[var] = root[written[i]] if i in written else var
+            newest[root[var]] = var
+        last_use.update((root[var], step) for var in (*eqn.invars, *eqn.outvars))
+    return _Memory(root, newest, last_use)
+
+
+def _place(eqns: list[Any], memory: _Memory, slots: dict[Any, int]) -> tuple[list[tuple[Any, int]], int]:
     """Each temporary with its offset, and the bytes of all: first fit, memory reused after its last use."""
     placed: list[tuple[Any, int]] = []
     live: list[tuple[int, int, int]] = []  # begin, end, last use; ascending
@@ -184,7 +201,7 @@ def _place(
     for step, eqn in enumerate(eqns):
         live = [piece for piece in live if piece[2] >= step]
         for var in eqn.outvars:
-            if root[var] is not var or var in slots:
+            if memory.root[var] is not var or var in slots:
                 continue
             size = -(-int(np.prod(var.aval.shape)) * var.aval.dtype.itemsize // _ALIGN) * _ALIGN
             begin = 0
@@ -192,7 +209,7 @@ def _place(
                 if begin + size <= taken_begin:
                     break
                 begin = max(begin, taken_end)
-            live = sorted([*live, (begin, begin + size, last_use[var])])
+            live = sorted([*live, (begin, begin + size, memory.last_use[var])])
             placed.append((var, begin))
             total = max(total, begin + size)
     return placed, total
@@ -215,3 +232,8 @@ def _decode(eqn: Any) -> list[_Call]:
 def is_native(eqn: Any) -> bool:
     """Whether an equation of a jaxpr is a native operation."""
     return eqn.primitive.name == "ffi_call" and eqn.params["target_name"] == _TARGET
+
+
+def variables(*atoms: Sequence[Any]) -> dict[Any, None]:
+    """All that are not literals, in order, once."""
+    return {atom: None for some in atoms for atom in some if not isinstance(atom, Literal)}
