@@ -5,10 +5,10 @@ usage: python scripts/cli_docs.py
 
 from collections.abc import Iterator
 from importlib import import_module
-from inspect import cleandoc, signature
+from inspect import cleandoc
 from pathlib import Path
 
-import typer
+import click
 
 from strop.cli.main import VERBS
 
@@ -26,26 +26,20 @@ def render() -> str:
 
 
 def _verb(verb: str) -> Iterator[str]:
-    function = getattr(import_module(f"strop.cli.{verb}"), verb)
-    app = typer.Typer(add_completion=False)
-    app.command()(function)
-    params = typer.main.get_command(app).params
-    arguments = [param for param in params if param.param_type_name == "argument"]
-    options = [param for param in params if param.param_type_name == "option"]
-    defaults = {name: parameter.default for name, parameter in signature(function).parameters.items()}
+    command = import_module(f"strop.cli.{verb}").command
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
     yield f"## strop {verb}\n"
     yield f"`strop {verb} {' '.join(param.name.upper() for param in arguments)} [options]`\n"
-    yield cleandoc(function.__doc__) + "\n"
-    for param in arguments:
-        yield f"- `{param.name.upper()}`: {param.help}"
-    yield "\n| option | default | |\n|---|---|---|"
-    for param in options:
-        yield f"| `{', '.join(param.opts)}` | {_default(defaults[param.name])} | {param.help} |"
+    yield cleandoc(command.help) + "\n"
+    yield "| option | default | |\n|---|---|---|"
+    for param in command.params:
+        if isinstance(param, click.Option):
+            yield f"| `{param.opts[0]}` | {_default(param.default)} | {param.help} |"
     yield ""
 
 
 def _default(value: object) -> str:
-    return "" if value is None or value is False or value == "" else f"`{value}`"
+    return f"`{value}`" if isinstance(value, str | int | float) and value is not False and value != "" else ""
 
 
 if __name__ == "__main__":

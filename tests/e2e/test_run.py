@@ -134,6 +134,7 @@ def test_an_interrupt(start: Callable[..., subprocess.Popen[str]], smollm2_path:
 _FORK_SERVER = """
 import os, sys, traceback
 import jax, strop.cli.run, strop.engine.engine, strop.models.load
+from strop.cli.verb import run_verb
 for line in sys.stdin:
     path, out = line.rstrip("\\n").split("\\t")
     child = os.fork()
@@ -142,7 +143,7 @@ for line in sys.stdin:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
         try:
-            strop.cli.run.command([path, "hello", "--max-tokens", "4"])
+            run_verb(strop.cli.run.command, [path, "hello", "--max-tokens", "4"])
         except SystemExit as error:
             code = error.code or 0
         except BaseException:

@@ -2,21 +2,14 @@
 
 from dataclasses import fields
 
+import click
 import pytest
-import typer
 
 from strop.cli import bench, run, verb
 from strop.core.config import EngineConfig
 from strop.core.errors import CapacityError, FormatError
 
-
-def flags_of(function: object) -> dict[str, str]:
-    app = typer.Typer()
-    app.command()(function)  # type: ignore[type-var]
-    return verb.flags_of(app)
-
-
-RUN, BENCH = flags_of(run.run), flags_of(bench.bench)
+RUN, BENCH = verb.flags_of(run.command), verb.flags_of(bench.command)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +48,7 @@ def test_every_renamed_field_and_flag_exists() -> None:
 )
 def test_run_names_its_flags(options: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        run.command(["none.gguf", "hello", *options])
+        verb.run_verb(run.command, ["none.gguf", "hello", *options])
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith(shown)
 
@@ -64,7 +57,9 @@ def test_run_names_its_flags(options: list[str], shown: str, capsys: pytest.Capt
 def test_only_errors_about_the_request_are_translated(
     error: type[Exception], shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(context: int = 0) -> None:
+    @click.command()
+    @click.option("--context")
+    def fail(context: int) -> None:
         raise error("max_context_len=5")
 
     with pytest.raises(SystemExit):

@@ -19,7 +19,7 @@ def loaded_after(code: str) -> set[str]:
 def test_help_loads_neither_jax_nor_numpy(arguments: list[str]) -> None:
     loaded = loaded_after(f"import sys; sys.argv = {['strop', *arguments]}\nfrom strop.cli.main import main; main()")
     assert "strop" in loaded
-    assert not loaded & (HEAVY | {"typer", "rich"})
+    assert not loaded & (HEAVY | {"click", "rich"})
 
 
 def test_the_public_names_load_on_first_use() -> None:

@@ -3,27 +3,38 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from strop.cli.verb import run_verb
 from strop.core.errors import RequestError
 
 ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
 
 
-def bench(
-    model: Annotated[str, typer.Argument(help="GGUF file, Hugging Face folder, artifact folder, or Hub id.")],
-    against: Annotated[str, typer.Option(help="Engines to measure beside ours: llama.cpp,openvino,vllm.")] = "",
-    peers: Annotated[Path | None, typer.Option(help="Where they are installed; default ~/.cache/strop/peers.")] = None,
-    rows: Annotated[str, typer.Option(help="What to measure.")] = ",".join(ROWS),
-    batches: Annotated[str, typer.Option(help="Batch sizes of the decode and throughput rows.")] = "1,8,16,32",
-    repeats: Annotated[int, typer.Option(help="Rounds; every engine runs once in each. Values are medians.")] = 5,
-    threads: Annotated[int, typer.Option(help="Threads that compute, for everybody; 0 means the usable cores.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+@click.command("bench")
+@click.argument("model")
+@click.option("--against", default="", help="Engines to measure beside ours: llama.cpp,openvino,vllm.")
+@click.option("--peers", type=click.Path(path_type=Path), help="Where they are; ~/.cache/strop/peers if not given.")
+@click.option("--rows", default=",".join(ROWS), help="What to measure.")
+@click.option("--batches", default="1,8,16,32", help="Batch sizes of the decode and throughput rows.")
+@click.option("--repeats", default=5, help="Rounds; every engine runs once in each. Values are medians.")
+@click.option("--threads", default=0, help="Threads that compute, for everybody; 0 means the usable cores.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything measured to this file.")
+def command(
+    model: str,
+    against: str,
+    peers: Path | None,
+    rows: str,
+    batches: str,
+    repeats: int,
+    threads: int,
+    json_file: Path | None,
 ) -> None:
-    """Measures a model on this machine. Ends with exit code 1 when a row beats the probed limit."""
+    """Measures a model on this machine.
+
+    MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id. Ends with exit code 1 when a row beats
+    the probed limit.
+    """
     from strop.bench.peers import default_directory
     from strop.bench.report import shares_above_one
     from strop.bench.session import BenchOptions, run_bench
@@ -63,8 +74,3 @@ def _at_least_one(option: str, value: int) -> int:
     if value < 1:
         raise RequestError(f"{option} {value} is out of range: at least 1")
     return value
-
-
-def command(arguments: list[str]) -> None:
-    """Runs the verb; errors a user can act on become one line and exit code 1."""
-    run_verb(bench, arguments)

@@ -31,4 +31,6 @@ def main() -> None:
     if verb not in VERBS:
         print(f"strop: no verb {verb!r}; verbs are {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    import_module(f"strop.cli.{verb}").command(arguments[1:])
+    from strop.cli.verb import run_verb
+
+    run_verb(import_module(f"strop.cli.{verb}").command, arguments[1:])

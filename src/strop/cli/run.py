@@ -1,14 +1,13 @@
 """`strop run MODEL PROMPT`: one streamed answer and a line that says how fast it came."""
 
-import io
 import json
 import sys
 import time
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from strop.cli.verb import run_verb
+from strop.cli.verb import start_up
 from strop.core.config import GIB, EngineConfig
 from strop.core.errors import RequestError, StropError
 from strop.core.request import SamplingParams
@@ -16,26 +15,48 @@ from strop.core.request import SamplingParams
 _START = time.perf_counter()
 
 
-def run(
-    model: Annotated[str, typer.Argument(help="GGUF file, Hugging Face folder, artifact folder, or Hub id.")],
-    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most; 0 means up to the context's end.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 picks the most probable token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the most probable one.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages tokens already seen.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the answer before this text; may be repeated.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text: no chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message for the chat template.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")] = False,
-    context: Annotated[int, typer.Option(help="Longest prompt + answer in tokens; 0 means the model's limit.")] = 0,
-    memory: Annotated[float, typer.Option(help="Memory limit in GiB; 0 means what is available.")] = 0.0,
-    threads: Annotated[int, typer.Option(help="Threads that compute; 0 means the usable cores.")] = 0,
-    json_line: Annotated[bool, typer.Option("--json", help="End with one JSON line instead of a summary.")] = False,
+@click.command("run")
+@click.argument("model")
+@click.argument("prompt")
+@click.option("--max-tokens", default=256, help="Tokens to generate at most; 0 means up to the context's end.")
+@click.option("--temperature", default=0.0, help="0 picks the most probable token.")
+@click.option("--top-k", default=0, help="Keep the k most probable tokens; 0 keeps all.")
+@click.option("--top-p", default=1.0, help="Keep the smallest set of tokens with this probability.")
+@click.option("--min-p", default=0.0, help="Drop tokens below this share of the most probable one.")
+@click.option("--seed", type=int, help="Makes a sampled answer repeatable.")
+@click.option("--repetition-penalty", default=1.0, help="Above 1 discourages tokens already seen.")
+@click.option("--stop", multiple=True, help="Ends the answer before this text; may be repeated.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text: no chat template.")
+@click.option("--system", help="System message for the chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Go on past the end of the answer.")
+@click.option("--context", default=0, help="Longest prompt + answer in tokens; 0 means the model's limit.")
+@click.option("--memory", default=0.0, help="Memory limit in GiB; 0 means what is available.")
+@click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores.")
+@click.option("--json", "json_line", is_flag=True, help="End with one JSON line instead of a summary.")
+def command(
+    model: str,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    repetition_penalty: float,
+    stop: tuple[str, ...],
+    raw: bool,
+    system: str | None,
+    ignore_eos: bool,
+    context: int,
+    memory: float,
+    threads: int,
+    json_line: bool,
 ) -> None:
-    """Answers one prompt. Text goes to standard output, everything else to standard error."""
+    """Answers one prompt.
+
+    MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id. PROMPT '-' reads standard input. Text
+    goes to standard output, everything else to standard error.
+    """
     if max_tokens < 0:
         raise RequestError(f"--max-tokens {max_tokens} is out of range: 1 or more, or 0 for up to the context's end")
     params = SamplingParams(
@@ -46,7 +67,7 @@ def run(
         min_p=min_p,
         seed=seed,
         repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
+        stop=stop,
         ignore_eos=ignore_eos,
     )
     if not 0 <= memory < 1e9:
@@ -55,15 +76,16 @@ def run(
     text = _standard_input() if prompt == "-" else prompt
     if not text:
         raise RequestError("the prompt is empty: give some text, or '-' to read standard input")
-    from strop.engine.loading import load_model
-    from strop.engine.text import StreamDetokenizer, prepare_prompt
+    with start_up():
+        from strop.engine.loading import load_model
+        from strop.engine.text import StreamDetokenizer, prepare_prompt
 
-    loaded, config = load_model(
-        model, config, on_plan=lambda plan: print(plan.describe(), file=sys.stderr), chat=not raw
-    )
-    from strop.engine.engine import Engine
+        loaded, config = load_model(
+            model, config, on_plan=lambda plan: print(plan.describe(), file=sys.stderr), chat=not raw
+        )
+        from strop.engine.engine import Engine
 
-    engine = Engine(loaded, config)
+        engine = Engine(loaded, config)
     messages = [{"role": "system", "content": system}] if system else []
     is_chat = not raw and engine.tokenizer.chat_template is not None
     prepared: Any = [*messages, {"role": "user", "content": text}] if is_chat else text
@@ -160,10 +182,3 @@ class _Answer:
                 "total_s": self.end_s - _START,
             },
         }
-
-
-def command(arguments: list[str]) -> None:
-    """Runs the verb; errors a user can act on become one line and exit code 1."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # models write what some terminals cannot show
-    run_verb(run, arguments)

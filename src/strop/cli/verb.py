@@ -1,11 +1,13 @@
 """Runs one verb, and says what went wrong in the words of its command line."""
 
+import gc
+import io
 import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-import typer
+import click
 
 from strop.core.errors import CapacityError, RequestError, StropError
 
@@ -18,24 +20,23 @@ _OPTION_OF_FIELD = {
 }
 
 
-def run_verb(verb: Callable[..., None], arguments: list[str]) -> None:
+def run_verb(command: click.Command, arguments: list[str]) -> None:
     """Parses and runs; an error a user can act on becomes one line on standard error and exit code 1."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(verb)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # models write what some terminals cannot show
     try:
-        app(arguments, prog_name=f"strop {verb.__name__}")
+        command.main(arguments, prog_name=f"strop {command.name}", show_default=True, max_content_width=120)
     except StropError as error:
         message = str(error)
         if isinstance(error, RequestError | CapacityError):  # others speak of what stands in a file
-            message = in_flags(message, flags_of(app))
+            message = in_flags(message, flags_of(command))
         print(f"strop: {message}", file=sys.stderr)
         sys.exit(1)
 
 
-def flags_of(app: typer.Typer) -> dict[str, str]:
-    """Field of SamplingParams or EngineConfig -> the flag that sets it, for the app's only command."""
-    command: Any = typer.main.get_command(app)
-    flags = {param.name: param.opts[0] for param in command.params if param.param_type_name == "option"}
+def flags_of(command: click.Command) -> dict[str, str]:
+    """Field of SamplingParams or EngineConfig -> the flag that sets it."""
+    flags = {param.name: param.opts[0] for param in command.params if isinstance(param, click.Option) and param.name}
     renamed = {field: flags[option] for field, option in _OPTION_OF_FIELD.items() if option in flags}
     return flags | renamed
 
@@ -51,3 +52,14 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
 
     names = "|".join(flags)
     return re.sub(rf"(?<![\w./'\"-])({names})(?:(?:\[\d+\])?(=)|(?![\w/'\"=-]|\.\w))", flag, message)
+
+
+@contextmanager
+def start_up() -> Iterator[None]:
+    """Modules and models stay for good: no search for garbage while they load, and none in them later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -7,7 +7,6 @@ from strop.core.errors import CapacityError
 from strop.formats.values import BLOCK_FORMATS
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
-from strop.ops.attention.reference import ROWS_AT_ONCE as REFERENCE_ROWS_AT_ONCE
 from strop.ops.dispatch import Platform
 
 RUNTIME_BYTES = 330 * MIB
@@ -110,7 +109,9 @@ def plan_memory(
     activations = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
     if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
         per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
-        activations = 4 * activations + 2 * REFERENCE_ROWS_AT_ONCE * config.max_context_len * per_layer * 4
+        from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
+
+        activations = 4 * activations + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
     runtime = RUNTIME_BYTES if platform == "native" else XLA_RUNTIME_BYTES
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
