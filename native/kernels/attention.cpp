@@ -1,9 +1,11 @@
 // Rotation, cache write and attention in one call. A row's result depends only on its query and on the cache pages it
-// sees, swept page by page from the first: never on the rows that share the call, the block of rows it falls into, or
-// the threads. Scores and sums accumulate in float32; queries, keys, values and unnormalised probabilities are bf16.
+// sees, swept page by page in spans of kSpanLen slots whose sums are then merged in order: never on the rows that share
+// the call, the block of rows it falls into, or the threads. Scores and sums accumulate in float32; queries, keys, values
+// and unnormalised probabilities are bf16.
 #include "kernels/attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -17,6 +19,8 @@ namespace {
 constexpr int kBlockLen = kAttentionBlockLen;
 constexpr int kMaxRows = 6;    // rows in one register block: 6 x 4 accumulators of head dimensions
 constexpr int kQueryRows = 12;  // rows (queries x heads of a group) in one task
+constexpr int kSpanLen = 8 * kBlockLen;  // slots that are summed up by themselves, perhaps by a thread of their own
+constexpr int kTasksPerThread = 4;  // fewer runs and kv heads than that are cut into spans
 constexpr int kPrefetchRows = 4;  // a few rows wait for the pages; many find them in the cache already
 
 // [rotary halves] out = x * cos + rotate_half(x) * sin, the tail copied.
@@ -79,14 +83,47 @@ void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
   }
 }
 
+// A softmax's sums over some slots; the weighted values [H] lie beside it.
+struct Sums {
+  float largest = -std::numeric_limits<float>::infinity();
+  Floats total = zero_floats();
+
+  bool empty() const { return largest == -std::numeric_limits<float>::infinity(); }
+};
+
 struct RowState {
   const uint16_t* query;
-  float* acc;  // [H]
-  float* y;    // [H]
   int lo, hi;
-  float largest;
-  Floats total;
+  float* acc;  // [H], of the span at hand
+  Sums span;
 };
+
+// What the sums with the smaller maximum shrink by when two are added; not a number when both are empty.
+Floats shrink_of(Floats largest, Floats other) { return exp2_nonpositive(sub(zero_floats(), abs(sub(largest, other)))); }
+
+// whole += part, in place.
+void merge(const Sums& part, const float* acc, float shrink, int head_dim, Sums& whole, float* y) {
+  if (part.empty()) return;
+  if (whole.empty()) {
+    whole = part;
+    std::memcpy(y, acc, sizeof(float) * head_dim);
+    return;
+  }
+  const Floats factor = broadcast(shrink);
+  if (part.largest <= whole.largest) {
+    for (int h = 0; h < head_dim; h += 16) store(y + h, fma(load(acc + h), factor, load(y + h)));
+    whole.total = fma(part.total, factor, whole.total);
+  } else {
+    for (int h = 0; h < head_dim; h += 16) store(y + h, fma(load(y + h), factor, load(acc + h)));
+    whole = {part.largest, fma(whole.total, factor, part.total)};
+  }
+}
+
+void normalise(const Sums& whole, int head_dim, float* y) {
+  const float weight = whole.empty() ? 0.0f : sum_lanes(whole.total);
+  const Floats inverse = broadcast(weight > 0.0f ? 1.0f / weight : 0.0f);
+  for (int h = 0; h < head_dim; h += 16) store(y + h, weight > 0.0f ? mul(load(y + h), inverse) : zero_floats());
+}
 
 template <int kRows>
 void scores(const RowState* rows, const uint16_t* keys, const uint16_t* next, int head_dim, Floats (*s)[2]) {
@@ -108,12 +145,12 @@ void scores(const RowState* rows, const uint16_t* keys, const uint16_t* next, in
 
 template <int kRows, int kVectors>
 void add_values(const RowState* rows, const uint16_t* values, const uint16_t* next, int head_dim, int h, int pair_begin,
-                int pair_end, const uint16_t (*probs)[kBlockLen]) {
+                int pair_end, const uint16_t (*probs)[kBlockLen], bool fresh) {
   Floats acc[kRows][kVectors];
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = load(rows[r].acc + h + v * 16);
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = fresh ? zero_floats() : load(rows[r].acc + h + v * 16);
   for (int pair = pair_begin; pair < pair_end; ++pair) {
     const uint16_t* place = values + (size_t(pair) * head_dim + h) * 2;
     Pairs line[kVectors];
@@ -136,9 +173,9 @@ void add_values(const RowState* rows, const uint16_t* values, const uint16_t* ne
     for (int v = 0; v < kVectors; ++v) store(rows[r].acc + h + v * 16, acc[r][v]);
 }
 
-// One page for kRows rows: scores, running maximum, probabilities, values.
+// One page for kRows rows: scores, running maximum, probabilities, values. `fresh`: the first of a span.
 template <int kRows>
-void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int head_dim, int first_slot) {
+void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int head_dim, int first_slot, bool fresh) {
   Floats s[kRows][2];
   alignas(64) uint16_t probs[kRows][kBlockLen];
   scores<kRows>(rows, keys, next, head_dim, s);
@@ -159,74 +196,199 @@ void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int 
       s[r][1] = select_range(s[r][1], hidden, lo - 16, hi - 16);
     }
     const float largest = max_lanes(max(s[r][0], s[r][1]));
-    if (largest > row.largest) {
-      const Floats shrink = exp2_nonpositive(broadcast(row.largest - largest));
-      for (int h = 0; h < head_dim; h += 16) store(row.acc + h, mul(load(row.acc + h), shrink));
-      row.total = mul(row.total, shrink);
-      row.largest = largest;
+    if (largest > row.span.largest) {
+      if (!row.span.empty()) {
+        const Floats shrink = exp2_nonpositive(broadcast(row.span.largest - largest));
+        for (int h = 0; h < head_dim; h += 16) store(row.acc + h, mul(load(row.acc + h), shrink));
+        row.span.total = mul(row.span.total, shrink);
+      }
+      row.span.largest = largest;
     }
-    Floats p0 = exp2_nonpositive(sub(s[r][0], broadcast(row.largest)));
-    Floats p1 = exp2_nonpositive(sub(s[r][1], broadcast(row.largest)));
+    Floats p0 = exp2_nonpositive(sub(s[r][0], broadcast(row.span.largest)));
+    Floats p1 = exp2_nonpositive(sub(s[r][1], broadcast(row.span.largest)));
     if (partial) {
       p0 = select_range(p0, zero_floats(), lo, hi);
       p1 = select_range(p1, zero_floats(), lo - 16, hi - 16);
     }
-    row.total = add(row.total, add(p0, p1));
+    row.span.total = add(row.span.total, add(p0, p1));
     store_bf16(probs[r], p0, p1);
   }
   const uint16_t* values = keys + size_t(head_dim) * kBlockLen;
   const uint16_t* next_values = next + size_t(head_dim) * kBlockLen;
   int h = 0;
   for (; h + 64 <= head_dim; h += 64)
-    add_values<kRows, 4>(rows, values, next_values, head_dim, h, begin / 2, (end + 1) / 2, probs);
+    add_values<kRows, 4>(rows, values, next_values, head_dim, h, begin / 2, (end + 1) / 2, probs, fresh);
   for (; h < head_dim; h += 16)
-    add_values<kRows, 1>(rows, values, next_values, head_dim, h, begin / 2, (end + 1) / 2, probs);
+    add_values<kRows, 1>(rows, values, next_values, head_dim, h, begin / 2, (end + 1) / 2, probs, fresh);
 }
 
-void sweep_page(RowState* rows, int num_rows, const uint16_t* keys, const uint16_t* next, int head_dim, int slot) {
+void sweep_page(RowState* rows, int num_rows, const uint16_t* keys, const uint16_t* next, int head_dim, int slot,
+                bool fresh) {
   switch (num_rows) {
-    case 1: return sweep_page<1>(rows, keys, next, head_dim, slot);
-    case 2: return sweep_page<2>(rows, keys, next, head_dim, slot);
-    case 3: return sweep_page<3>(rows, keys, next, head_dim, slot);
-    case 4: return sweep_page<4>(rows, keys, next, head_dim, slot);
-    case 5: return sweep_page<5>(rows, keys, next, head_dim, slot);
-    default: return sweep_page<6>(rows, keys, next, head_dim, slot);
+    case 1: return sweep_page<1>(rows, keys, next, head_dim, slot, fresh);
+    case 2: return sweep_page<2>(rows, keys, next, head_dim, slot, fresh);
+    case 3: return sweep_page<3>(rows, keys, next, head_dim, slot, fresh);
+    case 4: return sweep_page<4>(rows, keys, next, head_dim, slot, fresh);
+    case 5: return sweep_page<5>(rows, keys, next, head_dim, slot, fresh);
+    default: return sweep_page<6>(rows, keys, next, head_dim, slot, fresh);
   }
 }
 
-// Queries [row_begin, row_end) of one sequence against one kv head; `after` is the page read after the last one.
-void attend(const AttentionArgs& args, const uint16_t* queries, int row_begin, int row_end, int kv_head,
-            const uint16_t* after) {
-  const int head_dim = args.head_dim, group = args.num_heads / args.num_kv_heads;
-  const int seq = args.seqs[row_begin];
-  const int total = (row_end - row_begin) * group;
-  auto* acc = static_cast<float*>(scratch_bytes<3>(sizeof(float) * kQueryRows * head_dim));
-  for (int base = 0; base < total; base += kQueryRows) {
-    RowState rows[kQueryRows];
-    const int num_rows = std::min(kQueryRows, total - base);
-    int lo = std::numeric_limits<int>::max(), hi = 0;
-    for (int i = 0; i < num_rows; ++i) {
-      const int row = row_begin + (base + i) / group, head = kv_head * group + (base + i) % group;
-      const size_t at = (size_t(row) * args.num_heads + head) * head_dim;
-      rows[i] = {queries + at, acc + size_t(i) * head_dim, args.y + at, args.kv_lo[row], args.kv_hi[row],
-                 -std::numeric_limits<float>::infinity(), zero_floats()};
-      lo = std::min(lo, rows[i].lo);
-      hi = std::max(hi, rows[i].hi);
-    }
-    std::memset(acc, 0, sizeof(float) * num_rows * head_dim);
-    for (int slot = lo / kBlockLen * kBlockLen; slot < hi; slot += kBlockLen) {
-      const uint16_t* keys = page_of(args, seq, slot, kv_head);
-      const uint16_t* next = slot + kBlockLen < hi ? page_of(args, seq, slot + kBlockLen, kv_head) : after;
-      for (int first = 0; first < num_rows; first += kMaxRows)
-        sweep_page(rows + first, std::min(kMaxRows, num_rows - first), keys, next, head_dim, slot);
-    }
-    for (int i = 0; i < num_rows; ++i) {
-      const float weight = sum_lanes(rows[i].total);
-      const Floats inverse = broadcast(weight > 0.0f ? 1.0f / weight : 0.0f);
-      for (int h = 0; h < head_dim; h += 16) store(rows[i].y + h, mul(load(rows[i].acc + h), inverse));
-    }
+// Sums up slots [begin, end), of one span, for up to kQueryRows rows; `after` is the page read after the last one.
+void sum_span(const AttentionArgs& args, int seq, int kv_head, RowState* rows, int num_rows, int begin, int end,
+              const uint16_t* after) {
+  for (int i = 0; i < num_rows; ++i) rows[i].span = Sums();
+  const int first_slot = begin / kBlockLen * kBlockLen;
+  for (int slot = first_slot; slot < end; slot += kBlockLen) {
+    const uint16_t* keys = page_of(args, seq, slot, kv_head);
+    const uint16_t* next = slot + kBlockLen < end ? page_of(args, seq, slot + kBlockLen, kv_head) : after;
+    for (int first = 0; first < num_rows; first += kMaxRows)
+      sweep_page(rows + first, std::min(kMaxRows, num_rows - first), keys, next, args.head_dim, slot,
+                 slot == first_slot);
   }
 }
+
+// Some rows of one sequence, next to each other in the call.
+struct Run {
+  int row_begin, row_end;
+  int lo, hi;  // the slots that some of them see
+  int first_task;
+
+  int num_spans() const { return lo < hi ? (hi - 1) / kSpanLen - lo / kSpanLen + 1 : 1; }
+  int span_begin(int span) const { return span == 0 ? lo : (lo / kSpanLen + span) * kSpanLen; }
+  int span_end(int span) const { return std::min(hi, (lo / kSpanLen + span + 1) * kSpanLen); }
+};
+
+// The tasks of a call: a run and a kv head each, or, where those are too few to share out, one of its spans. Then every
+// task leaves its sums, and whoever finishes the last one of a run and kv head merges them, in the same order.
+class Tasks {
+ public:
+  Tasks(const AttentionArgs& args, const uint16_t* queries, const Pool& pool)
+      : args_(args), queries_(queries), group_(args.num_heads / args.num_kv_heads) {
+    const int max_run = std::max(1, kQueryRows / group_);
+    runs_ = static_cast<Run*>(scratch_bytes<4>(sizeof(Run) * args.num_rows));
+    for (int row = 0; row < args.num_rows; ++num_runs_) {
+      Run& run = runs_[num_runs_] = {row, row, args.kv_lo[row], args.kv_hi[row], 0};
+      for (; row < args.num_rows && row - run.row_begin < max_run && args.seqs[row] == args.seqs[run.row_begin]; ++row) {
+        run.lo = std::min(run.lo, args.kv_lo[row]);
+        run.hi = std::max(run.hi, args.kv_hi[row]);
+      }
+      run.row_end = row;
+    }
+    std::reverse(runs_, runs_ + num_runs_);  // the last rows see most, so they go first
+    const int num_pairs = num_runs_ * args.num_kv_heads;
+    cut_ = num_pairs < kTasksPerThread * pool.num_threads();
+    for (int i = 0; i < num_runs_; ++i) {
+      runs_[i].first_task = num_tasks_;
+      num_tasks_ += args.num_kv_heads * (cut_ ? runs_[i].num_spans() : 1);
+    }
+    if (!cut_) return;
+    max_rows_ = std::max(group_, kQueryRows);
+    parts_ = static_cast<Sums*>(scratch_bytes<6>((sizeof(Sums) + sizeof(float) * args.head_dim) * max_rows_ * num_tasks_));
+    part_values_ = reinterpret_cast<float*>(parts_ + size_t(num_tasks_) * max_rows_);
+    num_left_ = static_cast<std::atomic<int>*>(scratch_bytes<7>(sizeof(std::atomic<int>) * num_pairs));
+    for (int pair = 0; pair < num_pairs; ++pair)
+      num_left_[pair].store(runs_[pair / args.num_kv_heads].num_spans(), std::memory_order_relaxed);
+  }
+
+  int count() const { return num_tasks_; }
+
+  void operator()(int task) const {
+    const Place at = place_of(task), following = place_of(std::min(task + 1, num_tasks_ - 1));
+    const Run &run = runs_[at.run], &next = runs_[following.run];
+    const uint16_t* after = page_of(args_, args_.seqs[next.row_begin], next.span_begin(following.span), following.kv_head);
+    const int num_rows = (run.row_end - run.row_begin) * group_;
+    for (int first = 0; first < num_rows; first += kQueryRows) {
+      const int end = std::min(num_rows, first + kQueryRows);
+      if (cut_) leave_sums(run, at, task, first, end, after);
+      else attend(run, at.kv_head, first, end, after);
+    }
+    if (!cut_ || num_left_[at.run * args_.num_kv_heads + at.kv_head].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    for (int i = 0; i < num_rows; ++i) {
+      Sums whole;
+      float* y = args_.y + cell(run, at.kv_head, i);
+      for (int span = 0; span < run.num_spans(); ++span) {
+        const size_t part = size_t(task - at.span + span) * max_rows_ + i;
+        alignas(64) float shrink[16];
+        store(shrink, shrink_of(broadcast(whole.largest), broadcast(parts_[part].largest)));
+        merge(parts_[part], part_values_ + part * args_.head_dim, shrink[0], args_.head_dim, whole, y);
+      }
+      normalise(whole, args_.head_dim, y);
+    }
+  }
+
+ private:
+  struct Place {
+    int run, kv_head, span;
+  };
+
+  Place place_of(int task) const {
+    if (!cut_) return {task / args_.num_kv_heads, task % args_.num_kv_heads, 0};
+    int run = 0;
+    while (run + 1 < num_runs_ && runs_[run + 1].first_task <= task) ++run;
+    const int in_run = task - runs_[run].first_task, num_spans = runs_[run].num_spans();
+    return {run, in_run / num_spans, in_run % num_spans};
+  }
+
+  // Where query row i of a run and kv head lies in `queries` and in y.
+  size_t cell(const Run& run, int kv_head, int i) const {
+    return (size_t(run.row_begin + i / group_) * args_.num_heads + kv_head * group_ + i % group_) * args_.head_dim;
+  }
+
+  RowState row_state(const Run& run, int kv_head, int i, float* acc) const {
+    const int row = run.row_begin + i / group_;
+    return {queries_ + cell(run, kv_head, i), args_.kv_lo[row], args_.kv_hi[row], acc, {}};
+  }
+
+  // All spans of query rows [first, end), at most kQueryRows, one after the other.
+  void attend(const Run& run, int kv_head, int first, int end, const uint16_t* after) const {
+    const int num_rows = end - first, num_spans = run.num_spans(), seq = args_.seqs[run.row_begin];
+    auto* acc = static_cast<float*>(scratch_bytes<3>(sizeof(float) * kQueryRows * args_.head_dim));
+    RowState rows[kQueryRows];
+    Sums whole[kQueryRows];
+    float* y[kQueryRows];
+    for (int i = 0; i < num_rows; ++i) {
+      y[i] = args_.y + cell(run, kv_head, first + i);
+      rows[i] = row_state(run, kv_head, first + i, y[i]);
+    }
+    for (int span = 0; span < num_spans; ++span) {
+      const uint16_t* next = span + 1 < num_spans ? page_of(args_, seq, run.span_end(span), kv_head) : after;
+      sum_span(args_, seq, kv_head, rows, num_rows, run.span_begin(span), run.span_end(span), next);
+      alignas(64) float wholes[16] = {}, spans[16] = {}, shrinks[16];
+      for (int i = 0; i < num_rows; ++i) wholes[i] = whole[i].largest, spans[i] = rows[i].span.largest;
+      if (span > 0) store(shrinks, shrink_of(load(wholes), load(spans)));
+      for (int i = 0; i < num_rows; ++i) {
+        if (rows[i].acc != y[i]) merge(rows[i].span, rows[i].acc, shrinks[i], args_.head_dim, whole[i], y[i]);
+        else whole[i] = rows[i].span;
+        if (!whole[i].empty()) rows[i].acc = acc + size_t(i) * args_.head_dim;  // y is taken
+      }
+    }
+    for (int i = 0; i < num_rows; ++i) normalise(whole[i], args_.head_dim, y[i]);
+  }
+
+  // One span of them; its sums are the task's.
+  void leave_sums(const Run& run, const Place& at, int task, int first, int end, const uint16_t* after) const {
+    RowState rows[kQueryRows];
+    const size_t part = size_t(task) * max_rows_;
+    for (int i = first; i < end; ++i)
+      rows[i - first] = row_state(run, at.kv_head, i, part_values_ + (part + i) * args_.head_dim);
+    sum_span(args_, args_.seqs[run.row_begin], at.kv_head, rows, end - first, run.span_begin(at.span),
+               run.span_end(at.span), after);
+    for (int i = first; i < end; ++i) parts_[part + i] = rows[i - first].span;
+  }
+
+  const AttentionArgs& args_;
+  const uint16_t* queries_;  // [rows, heads, H]
+  int group_;
+  Run* runs_ = nullptr;
+  int num_runs_ = 0, num_tasks_ = 0;
+  bool cut_ = false;
+  // When cut: for each task, max_rows_ sums and as many values [H]; for each run and kv head, tasks that are not done.
+  int max_rows_ = 0;
+  Sums* parts_ = nullptr;
+  float* part_values_ = nullptr;
+  std::atomic<int>* num_left_ = nullptr;
+};
 
 }  // namespace
 
@@ -235,33 +397,15 @@ void attention(const AttentionArgs& args) {
   Pool& pool = Pool::instance();
   auto* queries = static_cast<uint16_t*>(
       scratch_bytes<2>(sizeof(uint16_t) * args.num_rows * args.num_heads * args.head_dim));
-  constexpr int kRowsPerChunk = 16;
-  pool.run((args.num_rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](int chunk) {
-    const int end = std::min(args.num_rows, (chunk + 1) * kRowsPerChunk);
-    for (int row = chunk * kRowsPerChunk; row < end; ++row) enter_row(args, row, queries);
+  // All keys and values are written before any is read: a row may see others of the same call.
+  // Sixteen tokens of a sequence share lines of the cache, which two threads should not both write.
+  const int rows_per_chunk = std::clamp(args.num_rows / (2 * pool.num_threads()), 4, 16);
+  pool.run((args.num_rows + rows_per_chunk - 1) / rows_per_chunk, [&](int chunk) {
+    const int end = std::min(args.num_rows, (chunk + 1) * rows_per_chunk);
+    for (int row = chunk * rows_per_chunk; row < end; ++row) enter_row(args, row, queries);
   });
-
-  // Tasks: runs of rows of one sequence, times kv heads; the last rows see most, so they go first.
-  const int group = args.num_heads / args.num_kv_heads;
-  const int max_run = std::max(1, kQueryRows / group);
-  auto* begins = static_cast<int*>(scratch_bytes<4>(sizeof(int) * (args.num_rows + 1)));
-  int num_runs = 0;
-  for (int row = 0; row < args.num_rows; ++num_runs) {
-    begins[num_runs] = row;
-    const int start = row;
-    do ++row;
-    while (row < args.num_rows && row - start < max_run && args.seqs[row] == args.seqs[start]);
-  }
-  begins[num_runs] = args.num_rows;
-  const int num_tasks = num_runs * args.num_kv_heads;
-  pool.run(num_tasks, [&](int task) {
-    const auto run_of = [&](int t) { return num_runs - 1 - t / args.num_kv_heads; };
-    const int following = std::min(task + 1, num_tasks - 1), next_row = begins[run_of(following)];
-    const uint16_t* after =
-        page_of(args, args.seqs[next_row], args.kv_lo[next_row], following % args.num_kv_heads);
-    const int begin = begins[run_of(task)], end = begins[run_of(task) + 1];
-    attend(args, queries, begin, end, task % args.num_kv_heads, after);
-  });
+  const Tasks tasks(args, queries, pool);
+  pool.run(tasks.count(), tasks);
 }
 
 }  // namespace strop::STROP_ISA

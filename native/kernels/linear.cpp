@@ -480,6 +480,8 @@ void linear(const LinearArgs& args) {
   Pool& pool = Pool::instance();
   const Activations acts = prepare(args, pool);
   const Division division(args, pool.num_threads());
+  const bool memory_bound = division.num_pieces == 1;
+  pool.expect(memory_bound ? args.next_weights : nullptr, args.next_bytes);
   pool.run(division.num_chunks(), [&](int chunk) {
     const int first_unit = chunk % division.num_unit_chunks * division.units_per_chunk;
     const int end_unit = std::min(division.num_units, first_unit + division.units_per_chunk);

@@ -21,6 +21,7 @@ constexpr int64_t kStarvedNs = 300'000;          // after waiting this long, see
 constexpr int64_t kAloneMinNs = 5'000'000;       // work alone this long after that, doubling up to the maximum
 constexpr int64_t kAloneMaxNs = 160'000'000;
 constexpr int kMaxWorkers = 255;
+constexpr size_t kMaxAheadBytes = 256 << 10;      // what a waiting thread fetches at most
 
 int64_t read_ns(clockid_t clock) {
   timespec t;
@@ -66,6 +67,27 @@ struct alignas(64) Worker {
   clockid_t clock = 0;  // set before `working` is first true
 };
 
+// What a thread will read in the next job, as far as it is known: fetched while it waits.
+class Pool::Ahead {
+ public:
+  // Thread `index`'s share of what comes next, unless it has been begun already.
+  void begin(const Shared& shared, int index, int num_threads);
+  // Fetches a line; false when there is none left.
+  bool fetch() {
+    if (at_ >= end_) return false;
+#if defined(__x86_64__)
+    _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+#endif
+    at_ += 64;
+    return true;
+  }
+
+ private:
+  const uint8_t* next_ = nullptr;
+  const uint8_t* at_ = nullptr;
+  const uint8_t* end_ = nullptr;
+};
+
 struct Pool::Shared {
   Range ranges[kMaxWorkers + 1];  // of the caller, then of the workers
   alignas(64) std::atomic<uint32_t> job{0};
@@ -74,12 +96,29 @@ struct Pool::Shared {
   std::atomic<bool> busy{false};
   Call call = nullptr;
   const void* body = nullptr;
+  std::atomic<const uint8_t*> next{nullptr};
+  std::atomic<size_t> next_bytes{0};
+  Ahead ahead;  // the caller's
   Worker workers[kMaxWorkers];
 
   int64_t worked_ns(int worker) const {
     return workers[worker].working.load(std::memory_order_acquire) ? read_ns(workers[worker].clock) : -1;
   }
 };
+
+void Pool::Ahead::begin(const Shared& shared, int index, int num_threads) {
+  const uint8_t* next = shared.next.load(std::memory_order_relaxed);
+  if (next == next_) return;
+  next_ = next;
+  const size_t bytes = shared.next_bytes.load(std::memory_order_relaxed), share = bytes / num_threads;
+  at_ = next + bytes / 64 * index / num_threads * 64;
+  end_ = next == nullptr ? at_ : at_ + std::min(share, kMaxAheadBytes);
+}
+
+void Pool::expect(const void* next, size_t num_bytes) {
+  shared_->next_bytes.store(num_bytes, std::memory_order_relaxed);
+  shared_->next.store(static_cast<const uint8_t*>(next), std::memory_order_relaxed);
+}
 
 Pool& Pool::instance() {
   static Pool* pool = new Pool;  // leaked: sleeping workers must not be joined at exit
@@ -122,10 +161,11 @@ void Pool::worker_main(Pool* pool, int index) {
   Worker& self = s.workers[index];
   pthread_getcpuclockid(pthread_self(), &self.clock);
   uint32_t last = 0;
+  Ahead ahead;
   for (;;) {
     uint32_t job = s.job.load(std::memory_order_acquire);
     for (int spin = 0; job == last && spin < kSpins; ++spin) {
-      relax();
+      if (!ahead.fetch()) relax();
       job = s.job.load(std::memory_order_acquire);
     }
     if (job == last) {
@@ -138,6 +178,7 @@ void Pool::worker_main(Pool* pool, int index) {
     if (index >= pool->num_threads() - 1) continue;
     self.working.store(true, std::memory_order_release);
     pool->work(job, index + 1);
+    ahead.begin(s, index + 1, pool->num_threads());
     self.working.store(false, std::memory_order_release);
   }
 }
@@ -145,8 +186,9 @@ void Pool::worker_main(Pool* pool, int index) {
 bool Pool::wait() {
   Shared& s = *shared_;
   int64_t start_ns = 0, worked_ns[kMaxWorkers];
+  s.ahead.begin(s, 0, num_threads());
   for (int spin = 1; s.num_left.load(std::memory_order_acquire) != 0; ++spin) {
-    relax();
+    if (!s.ahead.fetch()) relax();
     if (spin % 256 != 0) continue;
     if (start_ns == 0) {
       start_ns = now_ns();

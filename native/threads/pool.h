@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 namespace strop {
@@ -28,6 +29,9 @@ class Pool {
     run_erased(num_chunks, [](const void* b, int chunk) { (*static_cast<const Body*>(b))(chunk); }, &body);
   }
 
+  // What the coming jobs will read, in order, each thread its share: a thread that waits fetches it.
+  void expect(const void* next, size_t num_bytes);
+
   // Thread `index` owns the chunks from here to where the next thread's begin.
   int range_begin(int num_chunks, int index) const { return int(int64_t(num_chunks) * index / num_threads()); }
   // The last thread whose range begins at or before `chunk`.
@@ -37,6 +41,7 @@ class Pool {
 
  private:
   using Call = void (*)(const void*, int);
+  class Ahead;
   struct Shared;
   Pool();
   void run_erased(int num_chunks, Call call, const void* body);

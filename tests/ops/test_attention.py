@@ -29,11 +29,11 @@ class Case:
         rng = np.random.default_rng(7)
         width = (num_heads + 2 * num_kv_heads) * head_dim
         self.qkv = [rng.standard_normal((length, width)).astype(np.float32) for length in lengths]
-        blocks = rng.permutation(np.arange(1, 1 + 4 * len(lengths))).reshape(len(lengths), 4)
+        blocks = rng.permutation(np.arange(1, 1 + 18 * len(lengths))).reshape(len(lengths), 18)
         self.tables = blocks
         self.num_blocks = 1 + blocks.size
         rotary_dim = head_dim if rotary_dim is None else rotary_dim
-        angles = rng.standard_normal((128, rotary_dim // 2))
+        angles = rng.standard_normal((576, rotary_dim // 2))
         self.rope = (jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
 
     def run(self, platform, steps):
@@ -60,9 +60,16 @@ def whole(case):
 
 
 def one_by_one(case):
-    return [
-        [(seq, slot, 1) for seq, length in enumerate(case.lengths) if slot < length]
-        for slot in range(max(case.lengths))
+    """The last tokens of each sequence, as they are generated."""
+    firsts = [max(0, length - 40) for length in case.lengths]
+    together = [(seq, 0, first) for seq, first in enumerate(firsts) if first]
+    return [together] * bool(together) + [
+        [
+            (seq, first + i, 1)
+            for seq, (first, length) in enumerate(zip(firsts, case.lengths, strict=True))
+            if first + i < length
+        ]
+        for i in range(40)
     ]
 
 
@@ -72,7 +79,7 @@ def ragged(case):
     while any(d < length for d, length in zip(done, case.lengths, strict=True)):
         spans = []
         for seq, length in enumerate(case.lengths):
-            count = min(int(rng.integers(0, 23)), length - done[seq])
+            count = min(int(rng.integers(0, 23 + length // 4)), length - done[seq])
             if count:
                 spans.append((seq, done[seq], count))
                 done[seq] += count
@@ -88,6 +95,8 @@ CASES = {
     "wide_heads": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 80},
     "part_rotary": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "rotary_dim": 32},
     "window": {"window": 13},
+    "many_spans": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 32, "lengths": (40, 530)},
+    "window_over_spans": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "lengths": (530,), "window": 300},
 }
 
 
@@ -161,7 +170,7 @@ def test_stale_pages_never_leak(isa):
 
 def test_rows_outside_the_cache_are_refused(isa):
     case = Case(lengths=(5,))
-    for field, value in ((2, 999), (4, 999), (5, 7), (1, 500)):
+    for field, value in ((2, 999), (4, 999), (5, 7), (1, 600)):
         rows = make_rows([(0, 0, 5)], case.tables)
         rows = rows._replace(fields=rows.fields.at[field, 2].set(value))
         cache = new_cache("native", 1, case.num_blocks, 3, 64, BLOCK_LEN)
