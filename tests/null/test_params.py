@@ -18,7 +18,7 @@ from strop.formats.values import GroupQuantized, dense
 from strop.models.from_hf import spec_from_hf
 from strop.models.params import inventory
 from strop.models.reader import ParameterReader, load_spec
-from strop.models.spec import Attention, GatedMlp, LayerSpec, ModelSpec, RmsNorm
+from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm
 
 LAYER_ROLES = ["attention_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down"]
 
@@ -66,11 +66,12 @@ def open_hf(directory: Path, tensors: dict[str, np.ndarray], **changes: Any) -> 
 
 
 def test_inventory_lists_what_the_spec_has() -> None:
-    plain = LayerSpec(RmsNorm(1e-5), Attention(4, 2, 16, 0.25, None), GatedMlp(96, "silu"))
+    norm = Norm("rms", 1e-5)
+    plain = LayerSpec(Attention(4, 2, 16, 0.25, None), Mlp(96, "silu"), norm, norm)
     biased = LayerSpec(
-        RmsNorm(1e-5), Attention(4, 2, 16, 0.25, None, qkv_bias=True, out_bias=True), GatedMlp(96, "silu", True)
+        Attention(4, 2, 16, 0.25, None, qkv_bias=True, out_bias=True), Mlp(96, "silu", bias=True), norm, norm
     )
-    params = inventory(ModelSpec(48, 40, (plain, biased), RmsNorm(1e-5), False, 128))
+    params = inventory(ModelSpec(48, 40, (plain, biased), norm, False, 128))
     biases = ["q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias"]
     expected = ["embed", "final_norm", "head", *(f"layers.0.{role}" for role in LAYER_ROLES)]
     assert sorted(params) == sorted(expected + [f"layers.1.{role}" for role in LAYER_ROLES + biases])
@@ -80,7 +81,7 @@ def test_inventory_lists_what_the_spec_has() -> None:
     assert (params["layers.0.o"].shape, params["layers.0.o"].axes) == ((48, 64), ("D", "N*H"))
     assert (params["layers.0.down"].shape, params["layers.0.down"].axes) == ((48, 96), ("D", "F"))
     assert (params["layers.1.k_bias"].shape, params["layers.1.up_bias"].axes) == ((32,), ("F",))
-    tied = inventory(ModelSpec(48, 40, (plain,), RmsNorm(1e-5), True, 128))
+    tied = inventory(ModelSpec(48, 40, (plain,), norm, True, 128))
     assert "head" not in tied
 
 

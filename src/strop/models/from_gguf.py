@@ -11,7 +11,7 @@ import numpy as np
 from strop.core.errors import UnsupportedError
 from strop.formats.values import TensorInfo
 from strop.models.params import MAX_DIM, MAX_HEAD_DIM, MAX_LAYERS, check_spec
-from strop.models.spec import Attention, GatedMlp, LayerSpec, ModelSpec, RmsNorm, Rope
+from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, Rope
 
 FAMILIES = ("llama", "qwen2")
 
@@ -115,7 +115,7 @@ def spec_from_gguf(
     num_heads = keys.per_layer("attention.head_count", num_layers)
     num_kv_heads = keys.per_layer("attention.head_count_kv", num_layers, num_heads)
     ffn_dims = keys.per_layer("feed_forward_length", num_layers)
-    norm = RmsNorm(keys.number("attention.layer_norm_rms_epsilon"))
+    norm = Norm("rms", keys.number("attention.layer_norm_rms_epsilon"))
     qkv_bias = family == "qwen2" or _any_layer_has(tensors, num_layers, "attn_q.bias")
     out_bias = _any_layer_has(tensors, num_layers, "attn_output.bias")
     mlp_bias = _any_layer_has(tensors, num_layers, "ffn_gate.bias")
@@ -131,7 +131,7 @@ def spec_from_gguf(
             qkv_bias=qkv_bias,
             out_bias=out_bias,
         )
-        layers.append(LayerSpec(norm, attention, GatedMlp(ffn_dims[i], "silu", mlp_bias)))
+        layers.append(LayerSpec(attention, Mlp(ffn_dims[i], "silu", bias=mlp_bias), norm, norm))
     spec = ModelSpec(
         model_dim=model_dim,
         vocab_size=_vocab_size(keys, metadata, tensors),

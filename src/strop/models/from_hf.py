@@ -10,7 +10,7 @@ from typing import Any
 
 from strop.core.errors import UnsupportedError
 from strop.models.params import MAX_DIM, MAX_HEAD_DIM, MAX_LAYERS, check_spec
-from strop.models.spec import Attention, GatedMlp, LayerSpec, ModelSpec, RmsNorm, Rope
+from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, Rope
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 
@@ -133,7 +133,7 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
         raise checked.refuse("num_attention_heads", f"a divisor of hidden_size={model_dim}")
     if family == "qwen2" and "num_key_value_heads" not in config:
         raise checked.refuse("num_key_value_heads", "an explicit number (transformers' default for it is 32)")
-    norm = RmsNorm(checked.number("rms_norm_eps", 1e-6))
+    norm = Norm("rms", checked.number("rms_norm_eps", 1e-6))
     max_context_len = checked.integer("max_position_embeddings", 2048 if family == "llama" else 32768)
     num_layers = checked.integer("num_hidden_layers", most=MAX_LAYERS)
     head_dim = checked.integer("head_dim", model_dim // num_heads, MAX_HEAD_DIM)
@@ -147,12 +147,12 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
         out_bias=family == "llama" and checked.flag("attention_bias", False),
     )
     bias = family == "llama" and checked.flag("mlp_bias", False)
-    mlp = GatedMlp(checked.integer("intermediate_size"), "silu", bias)
+    mlp = Mlp(checked.integer("intermediate_size"), "silu", bias=bias)
     windows = _windows(checked, family, num_layers)
     spec = ModelSpec(
         model_dim=model_dim,
         vocab_size=checked.integer("vocab_size"),
-        layers=tuple(LayerSpec(norm, replace(attention, window_len=window_len), mlp) for window_len in windows),
+        layers=tuple(LayerSpec(replace(attention, window_len=window_len), mlp, norm, norm) for window_len in windows),
         final_norm=norm,
         tied_embeddings=checked.flag("tie_word_embeddings", False),
         max_context_len=max_context_len,

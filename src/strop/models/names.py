@@ -53,25 +53,37 @@ _GGUF_FREQUENCIES = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd")
 
 @dataclass(frozen=True, slots=True)
 class NameMap:
-    """How one family's checkpoints of one kind name their tensors."""
+    """How one family's checkpoints of one kind name their tensors.
+
+    A tensor that several parameters name holds their rows one after the other, in the inventory's order.
+    """
 
     names: dict[str, str]
-    """Parameter path -> tensor name, both with `{i}` for the layer."""
+    """Parameter path -> tensor name, both with `{i}` for the layer and `{e}` for the expert."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors that carry nothing the spec does not say already."""
     adjacent_rotary_pairs: bool = False
     """Whether rows of q and k are stored so that rotated pairs are adjacent; Strop keeps them half a head apart."""
+    transposed: tuple[str, ...] = ()
+    """Regular expressions of tensors that are stored [in, out]."""
+    qkv_by_group: bool = False
+    """Whether a tensor with q, k and v has them by kv head: its queries, its key, its value."""
 
     def tensor_name(self, path: str) -> str:
         """The checkpoint's name for a parameter path."""
-        layer = re.fullmatch(r"layers\.(\d+)\.(\w+)", path)
-        if layer is None:
-            return self.names[path]
-        return self.names[f"layers.{{i}}.{layer[2]}"].replace("{i}", layer[1])
+        numbers = re.findall(r"(?<=\.)\d+(?=\.)", path)
+        pattern = self.names[re.sub(r"experts\.\d+", "experts.{e}", re.sub(r"layers\.\d+", "layers.{i}", path))]
+        for letter, number in zip(("{i}", "{e}"), numbers, strict=False):
+            pattern = pattern.replace(letter, number)
+        return pattern
 
     def is_ignored(self, tensor_name: str) -> bool:
         """Whether a tensor that the inventory does not ask for is harmless."""
         return any(re.fullmatch(pattern, tensor_name) for pattern in self.ignored)
+
+    def is_transposed(self, tensor_name: str) -> bool:
+        """Whether a matrix is stored [in, out]."""
+        return any(re.fullmatch(pattern, tensor_name) for pattern in self.transposed)
 
 
 HF_NAMES = {
