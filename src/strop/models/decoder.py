@@ -114,8 +114,8 @@ class _Layer:
 
     def _mlp(self, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
         mlp, places, vectors = self._spec.mlp, self._places, self._params.vectors
-        if isinstance(mlp, Experts):
-            return self._experts(mlp, x, norm, **fused)
+        if self._spec.experts is not None:
+            return self._experts(self._spec.experts, x, norm, **fused)
         activated = self._matrix(
             places.gate_up,
             x,
@@ -138,7 +138,7 @@ class _Layer:
             (params.weights[places.down.stack], places.down.index),
             spec.num_active,
             normalise=spec.normalise,
-            activation=spec.mlp.activation,
+            activation=self._spec.mlp.activation,
             platform=self._layout.platform,
         )
         return fused.get("residual", 0.0) + fused.get("scale", 1.0) * y

@@ -16,7 +16,7 @@ from strop.formats.values import TensorValue, dense
 from strop.models.packing import pack, packed_bytes, packed_format, unify
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.reader import ParameterReader
-from strop.models.spec import Experts, LayerSpec, ModelSpec, Rope
+from strop.models.spec import LayerSpec, ModelSpec, Rope
 from strop.ops.dispatch import Platform
 from strop.ops.weights import TILE_COLUMNS, Weight
 
@@ -87,10 +87,10 @@ def _matrices(spec: ModelSpec) -> list[_Matrix]:
     found = []
     for i, layer in enumerate(spec.layers):
         found += [_Matrix(i, "qkv"), _Matrix(i, "o")]
-        if isinstance(layer.mlp, Experts):
+        if layer.experts is not None:
             found.append(_Matrix(i, "router"))
             for role in ("gate_up", "down"):
-                found += [_Matrix(i, role, e) for e in range(layer.mlp.num_experts)]
+                found += [_Matrix(i, role, e) for e in range(layer.experts.num_experts)]
         else:
             found += [_Matrix(i, "gate_up"), _Matrix(i, "down")]
     return found
@@ -236,7 +236,7 @@ def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) ->
         manifest["weights"][name] = {"format": format_name, "shape": value.shape}
     for name, value in _read_vectors(reader, spec).items():
         if (
-            name == "gate_up_bias" and value.shape[1] == 2 * spec.layers[0].ffn_dim
+            name == "gate_up_bias" and value.shape[1] == 2 * spec.layers[0].mlp.ffn_dim
         ):  # in the order of the alternating tiles
             value = value.reshape(len(value), 2, -1, TILE_COLUMNS).swapaxes(1, 2).reshape(len(value), -1)
         if name.endswith("_bias") and name.removesuffix("_bias") not in _VECTORS:

@@ -101,7 +101,7 @@ def plan_memory(
         spec.model_dim * 4
         + max(
             (layer.attention.num_heads + 2 * layer.attention.num_kv_heads) * layer.attention.head_dim,
-            2 * layer.ffn_dim,
+            2 * layer.mlp.ffn_dim,
         )
         * 2
         for layer in spec.layers

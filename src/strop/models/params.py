@@ -6,7 +6,7 @@ Matrices are [out, in], as checkpoints store them.
 from dataclasses import dataclass
 
 from strop.core.errors import UnsupportedError
-from strop.models.spec import Experts, LayerSpec, ModelSpec, Norm
+from strop.models.spec import LayerSpec, ModelSpec, Norm
 
 MAX_DIM = 1 << 24
 MAX_HEAD_DIM = 1 << 12
@@ -54,8 +54,7 @@ def _norm(role: str, norm: Norm | None, axis: str = "D") -> dict[str, tuple[str,
 
 
 def _layer(layer: LayerSpec, model_sizes: dict[str, int]) -> dict[str, ParamInfo]:
-    attention = layer.attention
-    experts, mlp = (layer.mlp, layer.mlp.mlp) if isinstance(layer.mlp, Experts) else (None, layer.mlp)
+    attention, mlp, experts = layer.attention, layer.mlp, layer.experts
     sizes = model_sizes | {
         "F": mlp.ffn_dim,
         "E": experts.num_experts if experts else 0,
@@ -114,13 +113,11 @@ def check_spec(spec: ModelSpec) -> ModelSpec:
             dim(name, getattr(attention, name))
         require(attention.head_dim <= MAX_HEAD_DIM, "head_dim", attention.head_dim, f"1 to {MAX_HEAD_DIM}")
         dim("num_heads * head_dim", attention.num_heads * attention.head_dim)
-        dim("ffn_dim", layer.ffn_dim)
-        if isinstance(layer.mlp, Experts):
-            require(
-                1 <= layer.mlp.num_experts <= MAX_EXPERTS, "num_experts", layer.mlp.num_experts, f"1 to {MAX_EXPERTS}"
-            )
-            most = layer.mlp.num_experts
-            require(1 <= layer.mlp.num_active <= most, "experts per token", layer.mlp.num_active, f"1 to {most}")
+        dim("ffn_dim", layer.mlp.ffn_dim)
+        if experts := layer.experts:
+            active, most = experts.num_active, experts.num_experts
+            require(1 <= most <= MAX_EXPERTS, "num_experts", most, f"1 to {MAX_EXPERTS}")
+            require(1 <= active <= most, "experts per token", active, f"1 to {most}")
         require(
             attention.num_heads % attention.num_kv_heads == 0,
             "num_kv_heads",

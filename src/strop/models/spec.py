@@ -79,11 +79,10 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Several MLPs, of which each token uses the few that a router scores highest (Shazeer et al. 2017)."""
+    """A layer has several MLPs, and each token uses the few that a router scores highest (Shazeer et al. 2017)."""
 
     num_experts: int
     num_active: int
-    mlp: Mlp
     normalise: bool
     """Whether the weights of the chosen experts, out of a softmax over all, are scaled to sum to 1."""
     router_bias: bool = False
@@ -94,7 +93,7 @@ class LayerSpec:
     """A residual block: x += attention(norm(x)), x += mlp(norm(x)), with the norms it has."""
 
     attention: Attention
-    mlp: Mlp | Experts
+    mlp: Mlp
     attention_norm: Norm | None
     mlp_norm: Norm | None
     """When `parallel` and None, the MLP shares the attention's norm."""
@@ -107,11 +106,8 @@ class LayerSpec:
     """x = out_norm(x + attention(x)), as the first transformers did: the out norms then apply to the sum."""
     residual_scale: float = 1.0
     """Factor of what each branch adds."""
-
-    @property
-    def ffn_dim(self) -> int:
-        """F, of one expert where there are several."""
-        return self.mlp.mlp.ffn_dim if isinstance(self.mlp, Experts) else self.mlp.ffn_dim
+    experts: Experts | None = None
+    """Then `mlp` is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
