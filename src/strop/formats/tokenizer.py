@@ -15,8 +15,9 @@ from strop.core.config import MIB
 from strop.core.errors import FormatError, RequestError, UnsupportedError
 from strop.formats.template import TemplateRenderer, replace_surrogates
 
-ByteCoding = Literal["byte_level", "metaspace"]
-"""How a vocabulary spells bytes: as GPT-2's 256 printable characters, or as text with `▁` for space and `<0xNN>`."""
+ByteCoding = Literal["byte_level", "metaspace", "wordpiece"]
+"""How a vocabulary spells bytes: as GPT-2's 256 printable characters, as text with `▁` for space and `<0xNN>`, or (an
+encoder's, which loses case and spaces) as words and, after `##`, their continuations."""
 
 MAX_CONFIG_BYTES = 64 * MIB
 
@@ -56,7 +57,8 @@ class SpecialTokens:
 class Tokenizer:
     """One vocabulary with its special tokens and chat template. Safe to use from several threads.
 
-    Ids of `backend` from `vocab_size` on are stand-ins that never leave this class.
+    Ids of `backend` from `vocab_size` on are stand-ins that never leave this class: `stand_ins` says which ids take
+    their place, none where it says nothing.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Tokenizer:
         special: SpecialTokens,
         *,
         vocab_size: int | None = None,
+        stand_ins: Mapping[int, tuple[int, ...]] | None = None,
         strips_leading_space: bool = False,
         chat_template: str | None = None,
         renderer: TemplateRenderer | None = None,
@@ -80,7 +83,8 @@ class Tokenizer:
         self.chat_template = chat_template
         num_backend_ids = _num_ids(backend)
         self.vocab_size = num_backend_ids if vocab_size is None else vocab_size
-        self._drops_ids = self.vocab_size < num_backend_ids
+        self._stand_ins = dict(stand_ins or {})
+        self._has_stand_ins = self.vocab_size < num_backend_ids
         self.special_ids = frozenset(token_id for token_id, token in self._added.items() if token.special)
         self.bos_id = special.bos_id
         self.eos_ids = special.eos_ids
@@ -94,8 +98,8 @@ class Tokenizer:
         """
         backend = self._backend if allow_special else self._literal_backend
         ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
-        if self._drops_ids:
-            ids = [token_id for token_id in ids if token_id < self.vocab_size]
+        if self._has_stand_ins:
+            ids = self._without_stand_ins(ids)
         if add_special:
             return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
         return ids
@@ -106,6 +110,8 @@ class Tokenizer:
         A vocabulary that puts a space before every text has it taken off again, unless `continuation`: then `ids`
         follow other tokens, and the space is part of the text.
         """
+        if self._byte_coding == "wordpiece":
+            return self._decode_words(list(ids), skip_special)
         skipped = self.special_ids if skip_special else frozenset[int]()
         data = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
         text = data.decode("utf-8", "replace")
@@ -143,6 +149,17 @@ class Tokenizer:
         """Stop the process that renders chat templates."""
         self._renderer.close()
 
+    def _without_stand_ins(self, ids: list[int]) -> list[int]:
+        size, spelled = self.vocab_size, self._stand_ins
+        return [real for i in ids for real in ((i,) if i < size else spelled.get(i, ()))]
+
+    def _decode_words(self, ids: list[int], skip_special: bool) -> str:
+        """The library's own decoding: spaces between words, tidied around punctuation."""
+        for token_id in ids:
+            self.token_bytes(token_id)  # refuses an id out of range
+        text: str = self._backend.decode(ids, skip_special_tokens=skip_special)
+        return text
+
     @functools.cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
         # The switch is a state of the object, so a shared one would race between threads.
@@ -157,6 +174,8 @@ class Tokenizer:
         text = self._backend.id_to_token(token_id)
         if text is None:
             return b""
+        if self._byte_coding == "wordpiece":
+            return text.removeprefix("##").encode() if text.startswith("##") else f" {text}".encode()
         if self._byte_coding == "byte_level":
             try:
                 return bytes(BYTE_OF_CHARACTER[ord(character)] for character in text)
@@ -260,6 +279,8 @@ def _byte_coding(backend: tokenizers.Tokenizer) -> tuple[ByteCoding, bool]:
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
         return "byte_level", False
+    if kinds == {"WordPiece"} and decoder["prefix"] == "##":
+        return "wordpiece", False
     replaces = [step for step in steps if step["type"] == "Replace"]
     if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"} and all(
         (step["pattern"], step["content"]) == ({"String": "▁"}, " ") for step in replaces
@@ -273,7 +294,7 @@ def _byte_coding(backend: tokenizers.Tokenizer) -> tuple[ByteCoding, bool]:
             return "metaspace", any(step.get("prepend_scheme") != "never" for step in spaces)
     raise UnsupportedError(
         f"tokenizer.json has decoder {decoder!r}; Strop takes ByteLevel, or the SentencePiece kinds (Metaspace, or "
-        "Replace of '▁' with ByteFallback, Fuse, Strip), whose text is exact to the byte"
+        "Replace of '▁' with ByteFallback, Fuse, Strip), whose text is exact to the byte, or WordPiece with prefix '##'"
     )
 
 
