@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from strop.core.errors import FormatError, UnsupportedError
 from strop.formats.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces, score_bpe, unigram
 from strop.formats.template import TemplateRenderer
-from strop.formats.tokenizer import BYTE_OF_CHARACTER, SpecialTokens, Tokenizer, build, end_token_ids
+from strop.formats.tokenizer import BYTE_OF_CHARACTER, END_TOKENS, SpecialTokens, Tokenizer, build, end_token_ids
 from strop.formats.wordpiece import wordpiece
 
 T = TypeVar("T")
@@ -227,6 +227,8 @@ class _Vocabulary:
             raise FormatError(
                 f"tokenizer.ggml.token_type has {len(types)} entries for {len(texts)} tokens; fetch the file again"
             )
+        # Text that a user writes must not end a turn, whatever type the file gives such a token.
+        types = [CONTROL if text in END_TOKENS else kind for text, kind in zip(texts, types, strict=True)]
         return cls(texts, types)
 
     def token_id(self, metadata: Mapping[str, Any], name: str, defaults: _Defaults | None = None) -> int | None:

@@ -119,47 +119,61 @@ def _byte_ids(ids: Mapping[str, int], text: str, unknown_id: int | None) -> tupl
 
 def _merges(texts: list[str], letters: list[str], scores: np.ndarray) -> list[tuple[str, str]]:
     """Every split of a text into two known ones, best score first. FormatError past MAX_SPLITS_PER_TOKEN."""
-    known = {*texts, *letters}
-    text_of, left_len = _likely_splits([*texts, *letters], len(texts))
+    if not texts:
+        return []
+    known = [*texts, *letters]
+    text_of, left, right, left_len = _splits(known, len(texts))
     if len(text_of) > MAX_SPLITS_PER_TOKEN * len(texts) + _FREE_SPLITS:
         raise FormatError(
             f"the {len(texts)} tokens split into each other in {len(text_of)} ways, more than {MAX_SPLITS_PER_TOKEN}"
             " for each; no real vocabulary does: fetch the file again"
         )
     order = np.lexsort((-left_len, text_of, -scores[text_of]))
-    merges = []
-    for i, k in zip(text_of[order].tolist(), left_len[order].tolist(), strict=True):
-        left, right = texts[i][:k], texts[i][k:]
-        if left in known and right in known:  # hashes may collide
-            merges.append((left, right))
-    return merges
+    halves = (map(known.__getitem__, part[order].tolist()) for part in (left, right))
+    return list(zip(*halves, strict=True))
 
 
-def _likely_splits(texts: list[str], num_split: int) -> tuple[np.ndarray, np.ndarray]:
-    """(text_of, left_len) of each split of the first `num_split` texts whose halves have the hash of some text.
+def _splits(texts: list[str], num_split: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(text_of, left, right, left_len): which of the first `num_split` texts is which other two, one after the other.
 
     A hash is polynomial modulo 2**64, so that of any part follows from the running sums: a quarter of a million texts
-    take a third of a second, where looking up each half in a dictionary takes two.
+    take a third of a second, where looking up each half in a dictionary takes two. Texts made to collide give halves
+    that the library refuses, since their joint text is no token.
     """
     lens = np.fromiter(map(len, texts), np.int64, len(texts))
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32).astype(np.uint64)
     starts = np.cumsum(lens) - lens
     text_of = np.repeat(np.arange(len(texts)), lens)
     place = np.arange(len(codes)) - starts[text_of]
-    powers = np.cumprod(np.full(int(lens.max(initial=0)) + 1, _HASH_BASE, np.uint64))
+    powers = np.cumprod(np.full(int(lens.max()) + 1, _HASH_BASE, np.uint64))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((codes + np.uint64(1)) * powers[place])])
-    wholes = np.sort(sums[starts + lens] - sums[starts])
+    table = _HashTable(sums[starts + lens] - sums[starts])
     cuts = np.flatnonzero((place > 0) & (text_of < num_split))
-    cuts = cuts[_contains(wholes, sums[cuts] - sums[starts[text_of[cuts]]])]
+    left = table.find(sums[cuts] - sums[starts[text_of[cuts]]])
+    cuts, left = cuts[left >= 0], left[left >= 0]
     # The right half's sum carries the factor base**left_len; its inverse modulo 2**64 takes that out.
     inverses = np.cumprod(np.full(len(powers), pow(_HASH_BASE, -1, 1 << 64), np.uint64))
-    end = (starts + lens)[text_of[cuts]]
-    cuts = cuts[_contains(wholes, (sums[end] - sums[cuts]) * inverses[place[cuts] - 1])]
-    return text_of[cuts], place[cuts]
+    right = table.find((sums[(starts + lens)[text_of[cuts]]] - sums[cuts]) * inverses[place[cuts] - 1])
+    found = right >= 0
+    cuts = cuts[found]
+    return text_of[cuts], left[found], right[found], place[cuts]
 
 
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which of `values` are in `ordered`."""
-    found = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
-    matches: np.ndarray = ordered[found] == values
-    return matches
+class _HashTable:
+    """Finds which of `values` (uint64 [n]) others are."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._index = np.argsort(values)
+        self._ordered = values[self._index]
+        # Most look-ups fail: one bit says so without a binary search.
+        self._maybe = np.zeros(1 << 22, bool)
+        self._maybe[values >> np.uint64(42)] = True
+
+    def find(self, values: np.ndarray) -> np.ndarray:
+        """int64 [m]: the index of each in the table's values, -1 where it is not there."""
+        found = np.full(len(values), -1, np.int64)
+        maybe = np.flatnonzero(self._maybe[values >> np.uint64(42)])
+        near = np.searchsorted(self._ordered, values[maybe]).clip(max=len(self._ordered) - 1)
+        hit = self._ordered[near] == values[maybe]
+        found[maybe[hit]] = self._index[near[hit]]
+        return found

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,32 @@ class Tokenizer:
             self.chat_template, {**names, "messages": messages, "add_generation_prompt": add_generation_prompt}
         )
 
+    def fit_embedding(self, num_rows: int) -> None:
+        """Checks that the model has a row for every token; more rows (padding) are fine. FormatError if not.
+
+        Added tokens past the end that nothing uses become plain text: Gemma 3's text models share the tokenizer of
+        those that see, and have no row for its image token. Call it before the tokenizer is used.
+        """
+        beyond = range(num_rows, self.vocab_size)
+        used = self.eos_ids.union(self._special.prefix_ids, self._special.suffix_ids)
+        template = self.chat_template or ""
+        for token_id in beyond:
+            added = self._added.get(token_id)
+            if added is None or token_id in used or added.content in template:
+                name = added.content if added is not None else self._backend.id_to_token(token_id)
+                raise FormatError(
+                    f"the tokenizer has {self.vocab_size} tokens, the model's embedding {num_rows} rows: none for token"
+                    f" {token_id} ({name!r}); use the tokenizer that belongs to the model, or resize its embedding"
+                )
+        # Cut in two, a name is not recognised.
+        for token_id in beyond:
+            name = self._added[token_id].content
+            self._stand_ins[token_id] = tuple(i for part in (name[:1], name[1:]) for i in self.encode(part, False))
+        if beyond:
+            self.special_ids -= set(beyond)
+            self.vocab_size = num_rows
+            self._has_stand_ins = True
+
     def start_renderer(self) -> None:
         """Begin starting the process that renders chat templates, so that the first one need not wait for it."""
         if self.chat_template is not None:
@@ -163,14 +190,17 @@ class Tokenizer:
     @functools.cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
         # The switch is a state of the object, so a shared one would race between threads.
-        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        content = self._backend.to_str()
+        if type(self._backend.model).__name__ == "Unigram":
+            content = _without_special_pieces(content, self.special_ids)
+        backend = tokenizers.Tokenizer.from_str(content)
         backend.encode_special_tokens = True
         return backend
 
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
             content: str = self._added[token_id].content
-            return content.encode()
+            return (content.replace("▁", " ") if self._byte_coding == "metaspace" else content).encode()
         text = self._backend.id_to_token(token_id)
         if text is None:
             return b""
@@ -215,6 +245,21 @@ def build(name: str, make: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tok
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise FormatError(f"{name} does not hold a usable tokenizer: {error}; fetch the model again") from None
         raise
+
+
+def _without_special_pieces(content: str, special_ids: frozenset[int]) -> str:
+    """tokenizer.json whose unigram model does not know the names of special tokens, where it would find them as words.
+
+    Their ids stay taken, by texts that nobody can guess.
+    """
+    tokenizer = msgspec.json.decode(content)
+    pieces = tokenizer["model"]["vocab"]
+    for token_id in special_ids:
+        if token_id < len(pieces):
+            pieces[token_id][0] = secrets.token_hex(16)
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if not token["special"]]
+    tokenizer["post_processor"] = None
+    return msgspec.json.encode(tokenizer).decode()
 
 
 def end_token_ids(backend: tokenizers.Tokenizer, known_ids: Iterable[int]) -> frozenset[int]:
