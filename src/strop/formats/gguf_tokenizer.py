@@ -113,9 +113,7 @@ def _score_bpe_tokenizer(
     stand_ins: dict[int, tuple[int, ...]] = {}
 
     def make() -> tokenizers.Tokenizer:
-        backend, spelled = score_bpe(
-            pieces, adds_space_prefix=adds_space_prefix, strips_after=frozenset(strips_after)
-        )
+        backend, spelled = score_bpe(pieces, adds_space_prefix=adds_space_prefix, strips_after=frozenset(strips_after))
         stand_ins.update(spelled)
         return backend
 
@@ -179,7 +177,8 @@ def _wordpiece_tokenizer(
         ),
     )
     ids = {
-        "cls": vocabulary.token_id(metadata, "cls_token_id") or vocabulary.token_id(metadata, "bos_token_id", _WORDPIECE),
+        "cls": vocabulary.token_id(metadata, "cls_token_id")
+        or vocabulary.token_id(metadata, "bos_token_id", _WORDPIECE),
         "sep": vocabulary.token_id(metadata, "seperator_token_id", _WORDPIECE),
         "unk": unknown_id,
     }
