@@ -110,14 +110,10 @@ def _score_bpe_tokenizer(
     pieces = _pieces(metadata, vocabulary, _SCORE_BPE)
     name = (_optional(metadata, "general.name", str) or "").lower()
     strips_after = frozenset(vocabulary.texts) - _PHI3_KEEPS_SPACE if any(x in name for x in _PHI3_NAMES) else ()
-    stand_ins: dict[int, tuple[int, ...]] = {}
-
-    def make() -> tokenizers.Tokenizer:
-        backend, spelled = score_bpe(pieces, adds_space_prefix=adds_space_prefix, strips_after=frozenset(strips_after))
-        stand_ins.update(spelled)
-        return backend
-
-    backend = build("the GGUF file", make)
+    backend, stand_ins = build(
+        "the GGUF file",
+        lambda: score_bpe(pieces, adds_space_prefix=adds_space_prefix, strips_after=frozenset(strips_after)),
+    )
     return Tokenizer(
         backend,
         "metaspace",

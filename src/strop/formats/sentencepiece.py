@@ -5,6 +5,7 @@ The ids are llama.cpp's: text is one word, a space is written `▁`, and pieces 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -83,7 +84,7 @@ def unigram(
         for text, kind, score in zip(pieces.texts, pieces.types, pieces.scores, strict=True)
     ]
     backend = tokenizers.Tokenizer(models.Unigram(scored, unk_id=pieces.unknown_id, byte_fallback=False))
-    steps = [normalizers.Precompiled(character_map)] if character_map else []
+    steps: list[Any] = [normalizers.Precompiled(character_map)] if character_map else []
     if merges_spaces:
         steps += [normalizers.Replace(Regex(r"^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if merges_spaces or adds_space_prefix:

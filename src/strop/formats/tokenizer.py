@@ -7,14 +7,17 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import tokenizers
 
 from strop.core.config import MIB
-from strop.core.errors import FormatError, RequestError, UnsupportedError
+from strop.core.errors import FormatError, RequestError, StropError, UnsupportedError
+from strop.formats.sentencepiece_file import from_model_file
 from strop.formats.template import TemplateRenderer, replace_surrogates
+
+T = TypeVar("T")
 
 ByteCoding = Literal["byte_level", "metaspace", "wordpiece"]
 """How a vocabulary spells bytes: as GPT-2's 256 printable characters, as text with `▁` for space and `<0xNN>`, or (an
@@ -217,30 +220,41 @@ class Tokenizer:
 
 
 def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, and if there tokenizer_config.json,
+    """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model, and if there tokenizer_config.json,
     generation_config.json, chat_template.jinja. FormatError for damaged files, UnsupportedError for a decoder that is
     not byte-exact."""
     folder = Path(folder)
-    backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
-    backend.no_truncation()
-    backend.no_padding()
     config = _read_json(folder / "tokenizer_config.json")
-    _add_missing_tokens(backend, config)
-    byte_coding, strips_leading_space = _byte_coding(backend)
+    whole, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
+    if whole.exists() or not model_file.is_file():
+        backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(whole)))
+        backend.no_truncation()
+        backend.no_padding()
+        _add_missing_tokens(backend, config)
+        byte_coding, strips_leading_space = _byte_coding(backend)
+        vocab_size, stand_ins = None, {}
+    else:
+        found = build("tokenizer.model", lambda: from_model_file(model_file, config))
+        backend, config, vocab_size, stand_ins = found.backend, found.config, found.vocab_size, found.stand_ins
+        byte_coding, strips_leading_space = "metaspace", found.adds_space_prefix
     return Tokenizer(
         backend,
         byte_coding,
         _special_tokens(backend, config, _read_json(folder / "generation_config.json")),
+        vocab_size=vocab_size,
+        stand_ins=stand_ins,
         strips_leading_space=strips_leading_space,
         chat_template=_chat_template(folder, config),
         renderer=renderer,
     )
 
 
-def build(name: str, make: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
+def build(name: str, make: Callable[[], T]) -> T:
     """`make()`, with whatever the library raises (also a panic, which is no Exception) as FormatError."""
     try:
         return make()
+    except StropError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise FormatError(f"{name} does not hold a usable tokenizer: {error}; fetch the model again") from None
