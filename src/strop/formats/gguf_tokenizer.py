@@ -209,9 +209,8 @@ class _Vocabulary:
         texts = _strings(metadata, "tokenizer.ggml.tokens")
         if not texts:
             raise FormatError("tokenizer.ggml.tokens is empty; fetch the file again")
-        for token_id, text in enumerate(texts):
-            if not text:  # no text can produce it, but its id must stay taken
-                texts[token_id] = f"[EMPTY_{token_id}]"
+        if "" in texts:  # no text can produce it, but its id must stay taken
+            texts = [text or f"[EMPTY_{token_id}]" for token_id, text in enumerate(texts)]
         if len(set(texts)) < len(texts):
             twice = next(text for text, count in Counter(texts).items() if count > 1)
             raise FormatError(f"tokenizer.ggml.tokens holds {twice!r} twice; fetch the file again")
@@ -223,7 +222,8 @@ class _Vocabulary:
                 f"tokenizer.ggml.token_type has {len(types)} entries for {len(texts)} tokens; fetch the file again"
             )
         # Text that a user writes must not end a turn, whatever type the file gives such a token.
-        types = [CONTROL if text in END_TOKENS else kind for text, kind in zip(texts, types, strict=True)]
+        for text in END_TOKENS.intersection(texts):
+            types[texts.index(text)] = CONTROL
         return cls(texts, types)
 
     def token_id(self, metadata: Mapping[str, Any], name: str, defaults: _Defaults | None = None) -> int | None:
@@ -284,7 +284,7 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
 def _pieces(metadata: Mapping[str, Any], vocabulary: _Vocabulary, defaults: _Defaults) -> Pieces:
     key = "tokenizer.ggml.scores"
     scores = list(_sequence(metadata, key))
-    if not all(isinstance(score, int | float) for score in scores):
+    if not set(map(type, scores)) <= {int, float}:
         raise FormatError(f"{key} must hold numbers only; fetch the file again")
     if len(scores) != len(vocabulary.texts):
         raise FormatError(f"{key} has {len(scores)} entries for {len(vocabulary.texts)} tokens; fetch the file again")
@@ -337,13 +337,14 @@ def _sequence(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     values = list(_sequence(metadata, key))
-    if not all(isinstance(value, str) for value in values):
+    if set(map(type, values)) - {str}:
         raise FormatError(f"{key} must hold strings only; fetch the file again")
     return values
 
 
 def _integers(metadata: Mapping[str, Any], key: str) -> list[int]:
-    return [_integer(key, value) for value in _sequence(metadata, key)]
+    values = list(_sequence(metadata, key))
+    return values if set(map(type, values)) <= {int} else [_integer(key, value) for value in values]
 
 
 def _integer(key: str, value: Any) -> int:
