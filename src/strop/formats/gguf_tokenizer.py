@@ -172,9 +172,9 @@ def _wordpiece_tokenizer(
             strips_accents=lowercase if strips_accents is None else strips_accents,
         ),
     )
+    cls_key = "cls_token_id" if metadata.get("tokenizer.ggml.cls_token_id") is not None else "bos_token_id"
     ids = {
-        "cls": vocabulary.token_id(metadata, "cls_token_id")
-        or vocabulary.token_id(metadata, "bos_token_id", _WORDPIECE),
+        "cls": vocabulary.token_id(metadata, cls_key, _WORDPIECE),
         "sep": vocabulary.token_id(metadata, "seperator_token_id", _WORDPIECE),
         "unk": unknown_id,
     }

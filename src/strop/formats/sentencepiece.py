@@ -129,7 +129,9 @@ def _merges(texts: list[str], letters: list[str], scores: np.ndarray) -> list[tu
             f"the {len(texts)} tokens split into each other in {len(text_of)} ways, more than {MAX_SPLITS_PER_TOKEN}"
             " for each; no real vocabulary does: fetch the file again"
         )
-    order = np.lexsort((-left_len, text_of, -scores[text_of]))
+    rank = np.empty(len(texts), np.int64)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(len(texts))
+    order = np.argsort(rank[text_of] * (int(left_len.max(initial=0)) + 1) - left_len)
     halves = (map(known.__getitem__, part[order].tolist()) for part in (left, right))
     return list(zip(*halves, strict=True))
 
