@@ -101,7 +101,7 @@ class GroupQuantized:
     """Weights that share one scale: 16 or 32."""
 
     def __post_init__(self) -> None:
-        rows, columns = self.codes.shape
+        columns = self.codes.shape[1]
         if self.codes.dtype != np.uint8 or self.bits not in CODE_BITS or not 0 <= self.zero < 1 << self.bits:
             raise ValueError(f"codes are {self.codes.dtype} with bits={self.bits}, zero={self.zero}")
         if self.group_len not in GROUP_LENS:
