@@ -37,7 +37,7 @@ def _one_level(scale: Scale) -> np.ndarray:
     if isinstance(scale, TwoLevelScale):
         raise UnsupportedError(
             "the native kernels have no packed format for K-quants (scales in two levels) yet; they take Q4_0, Q4_1,"
-            " Q5_0, Q5_1, Q8_0 and IQ4_NL: use a file with one of these types, or the xla platform"
+            " Q5_0, Q5_1, Q8_0 and IQ4_NL: use a file with one of these types, or set STROP_NATIVE=0"
         )
     return scale
 
