@@ -148,13 +148,12 @@ class ParameterReader:
 
     def _read_tensor(self, name: str) -> TensorValue:
         value = self.checkpoint.read(name)
-        parts = (value.scale, value.offset) if isinstance(value, GroupQuantized) else (value,)
-        for part in parts:
-            if part is not None and not np.isfinite(part).all():
-                raise FormatError(
-                    f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
-                    " it again"
-                )
+        finite = value.is_finite() if isinstance(value, GroupQuantized) else np.isfinite(value).all()
+        if not finite:
+            raise FormatError(
+                f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
+                " it again"
+            )
         if isinstance(value, np.ndarray):
             if self._is_transposed(name):
                 value = np.ascontiguousarray(value.T)
