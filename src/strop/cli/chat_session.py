@@ -54,8 +54,8 @@ class ChatSession:
         room = self.max_tokens - len(token_ids)
         if room < 1:
             raise RequestError(
-                f"the chat would be {len(token_ids)} tokens with this message, and {self.max_tokens} is all there is "
-                f"room for, the answer included: {self._cure([messages[-1]])}"
+                f"the chat would be {len(token_ids)} tokens with this message, and there is room for "
+                f"{self.max_tokens}, the answer included: {self._cure([messages[-1]])}"
             )
         params = sampling_params(self._settings)
         max_tokens = min(params.max_tokens or room, room)
@@ -125,9 +125,11 @@ class ChatSession:
             return not kept or len(self._prompt(kept)) <= self.max_tokens * 3 // 4
 
         num_forgotten = bisect_left(range(num_turns), True, key=lambda n: fits(n + 1)) + 1
-        if num_forgotten > num_turns:
-            return "shorten it, or start again with a larger --context or --memory"
-        return f"/forget {num_forgotten} drops the oldest of the {num_turns} turns, /reset all of them"
+        if num_forgotten <= num_turns:
+            return f"/forget {num_forgotten} drops enough of the oldest turns ({num_turns} in all), /reset drops all"
+        if self.max_tokens == self._engine.spec.max_context_len:
+            return "shorten it: the model itself has no room for more"
+        return "shorten it, or start again with a larger --context or --memory"
 
 
 def _from_user(text: str) -> Message:

@@ -10,7 +10,7 @@ from types import FrameType
 from strop.core.errors import RequestError
 from strop.formats.template import replace_surrogates
 
-_BOLD, _DIM, _RED, _PLAIN = "\033[1m", "\033[2m", "\033[31m", "\033[0m"
+_DIM, _RED, _PLAIN = "\033[2m", "\033[31m", "\033[0m"
 
 # What a model writes must not move the cursor, name the window or fill the clipboard.
 _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
@@ -52,8 +52,8 @@ class Terminal:
 
     @contextmanager
     def interrupts(self) -> Iterator[Callable[[], bool]]:
-        """At a terminal Ctrl-C makes the function given true, so that a step is not torn in the middle, which would
-        cost the prefix cache; pressed again, it raises KeyboardInterrupt, as it does at once in a pipe."""
+        """At a terminal Ctrl-C makes the function it gives true; pressed again, it raises KeyboardInterrupt, as it does
+        at once in a pipe. (A step torn in the middle would cost the prefix cache.)"""
         pressed: list[int] = []
 
         def press(number: int, frame: FrameType | None) -> None:
@@ -99,8 +99,7 @@ class Terminal:
 
     def _read(self) -> str:
         if self._edits_lines:
-            # \1 and \2 tell readline what takes no room.
-            return input(f"\1{_BOLD}\2> \1{_PLAIN}\2" if self._colors else "> ")
+            return input("> ")
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
