@@ -98,7 +98,7 @@ class ChatSession:
 
     def stats(self) -> str:
         """The last answer's figures, and how full the context is."""
-        num_tokens = len(self._prompt(self.conversation.messages)) if self.conversation.messages else 0
+        num_tokens = len(self._prompt(self.conversation.messages)) if self.conversation.num_turns else 0
         chat = f"chat: {self.conversation.num_turns} turns, {num_tokens} of {self.max_tokens} tokens"
         if self._last is None:
             return chat
@@ -121,8 +121,10 @@ class ChatSession:
         num_turns = self.conversation.num_turns
 
         def fits(num_forgotten: int) -> bool:
+            if num_forgotten == num_turns and not added:
+                return True  # a template may refuse to render no turn at all
             kept = self.conversation.after_forgetting(num_forgotten) + added
-            return not kept or len(self._prompt(kept)) <= self.max_tokens * 3 // 4
+            return len(self._prompt(kept)) <= self.max_tokens * 3 // 4
 
         num_forgotten = bisect_left(range(num_turns), True, key=lambda n: fits(n + 1)) + 1
         if num_forgotten <= num_turns:

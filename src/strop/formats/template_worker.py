@@ -34,10 +34,10 @@ class GenerationBlock(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """The nodes between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """The nodes between the tags, with names of their own, as in transformers."""
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class Namespace(jinja2.utils.Namespace):
@@ -163,9 +163,10 @@ def main() -> None:
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_FSIZE, 0)
     env = environment()
-    # Whoever escapes the sandbox finds no file and no socket to open. What is loaded late is loaded before.
-    answer(env, {"template": "{{ strftime_now('%c') }}{{ 1 / 0 }}", "variables": {}, "max_output_bytes": 100})
-    limit(resource.RLIMIT_NOFILE, 3)
+    # What jinja imports when it is first used must be there before this process can open no file and no socket more.
+    used = "{{ 'x' | wordwrap | pprint | striptags ~ strftime_now('%c') }}{{ 1 / 0 }}"
+    answer(env, {"template": used, "variables": {}, "max_output_bytes": 100})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
     write_frame({"ready": True})
     while True:
         body = read_exactly(int.from_bytes(read_exactly(4), "little"))
