@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from strop.models.layout import Single
 from strop.models.parameters import LayerPlaces, Parameters, Place
@@ -91,20 +90,21 @@ class _Layer:
         operands = AttentionOperands(
             None if places.rope is None else self._params.ropes[places.rope],
             qk_norm,
-            vectors["sinks"][self._index] if heads.sinks else None,
+            vectors["sinks"] if heads.sinks else None,
         )
         return attention(
             self._matrix(places.qkv, x, norm=self._norm("attention_norm"), bias=vectors.get("qkv_bias")),
             cache,
             self._index,
-            _within_window(self._rows, heads.window_len),
+            self._rows,
             operands,
             num_heads=heads.num_heads,
             num_kv_heads=heads.num_kv_heads,
             head_dim=heads.head_dim,
             scale=heads.scale,
             soft_cap=heads.soft_cap,
-            alibi=heads.alibi,
+            alibi_scale=heads.alibi_scale,
+            window_len=heads.window_len,
             block_len=self._layout.block_len,
             platform=self._layout.platform,
         )
@@ -152,14 +152,6 @@ class _Layer:
         return linear(
             y, stack, place.index, self._rows.counts, platform=self._layout.platform, layer=self._index, **fused
         )
-
-
-def _within_window(rows: Rows, window_len: int | None) -> Rows:
-    """Rows that see at most the last `window_len` slots, their own included."""
-    if window_len is None:
-        return rows
-    slot, lo = rows.fields[2], rows.fields[3]
-    return rows._replace(fields=rows.fields.at[3].set(jnp.maximum(lo, slot + 1 - window_len)))
 
 
 def logits(

@@ -61,8 +61,8 @@ class Attention:
     qk_norm: QkNorm | None = None
     soft_cap: float | None = None
     """Scores s become soft_cap * tanh(s / soft_cap)."""
-    alibi: bool = False
-    """A bias on the scores that falls with distance, a slope per head (Press et al. 2022)."""
+    alibi_scale: float | None = None
+    """Factor of a bias on the scores that falls with distance, a slope per head (Press et al. 2022); None: no bias."""
     sinks: bool = False
     """A learned score per head that takes its share of the softmax and gives nothing."""
 

@@ -46,7 +46,8 @@ class AttentionCall:
     block_len: int
     scale: float
     soft_cap: float | None = None
-    alibi: bool = False
+    alibi_scale: float | None = None
+    window_len: int | None = None
     sinks: bool = False
     qk_norm: Literal["head", "all_heads"] | None = None
 
@@ -59,7 +60,7 @@ class AttentionOperands(NamedTuple):
     qk_norm: tuple[Norm, Norm] | None = None
     """For queries and keys, before the rotation: of each head [H], or of all heads together [N H], [K H]."""
     sinks: jax.Array | None = None
-    """float32 [N]: a score per head that only takes its share of the softmax."""
+    """float32 [L, N]: a score per head that only takes its share of the softmax; `layer` picks the row."""
 
 
 def attention(
@@ -76,7 +77,8 @@ def attention(
     block_len: int,
     platform: Platform,
     soft_cap: float | None = None,
-    alibi: bool = False,
+    alibi_scale: float | None = None,
+    window_len: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
 
@@ -84,7 +86,8 @@ def attention(
         qkv: float32 [T, (N + 2 K) H], queries, keys and values before norms and rotation.
         cache: see `new_cache`, donated; None attends within the rows alone (training, scoring).
         soft_cap: scores s become soft_cap * tanh(s / soft_cap).
-        alibi: adds slope * (key's slot - query's slot) to a score; `alibi_slopes` gives the slopes.
+        alibi_scale: adds alibi_scale * slope * (key's slot - query's slot) to a score; see reference.alibi_slopes.
+        window_len: a row sees at most so many slots, its own the last.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
     probabilities to bf16 and sums in a fixed order; the reference rounds only to the cache's dtype.
@@ -102,7 +105,8 @@ def attention(
         block_len,
         scale,
         soft_cap,
-        alibi,
+        alibi_scale,
+        window_len,
         operands.sinks is not None,
         over,
     )

@@ -15,6 +15,9 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention. Cache: [L, 2, P, block_len, K, H], any float dtype."""
     _, position, slot, lo, hi, seq = rows.fields
+    if call.window_len is not None:
+        lo = jnp.maximum(lo, slot + 1 - call.window_len)
+    sinks = None if operands.sinks is None else operands.sinks[layer]
     num_rows, num_heads, num_kv_heads, head_dim = call.num_rows, call.num_heads, call.num_kv_heads, call.head_dim
     heads = qkv.reshape(num_rows, num_heads + 2 * num_kv_heads, head_dim)
     q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
@@ -25,7 +28,7 @@ def attention(
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if cache is None:
         visible = (seq[:, None] == seq[None, :]) & (lo[:, None] <= slot[None, :]) & (slot[None, :] < hi[:, None])
-        return _attend(q, k, v, slot, slot, visible, operands.sinks, call).reshape(num_rows, -1), None
+        return _attend(q, k, v, slot, slot, visible, sinks, call).reshape(num_rows, -1), None
 
     block = rows.block_tables[seq, slot // call.block_len]
     # Padding rows write outside the array, which scatter drops.
@@ -40,7 +43,7 @@ def attention(
         slots = jnp.arange(keys.shape[0])
         visible = (lo_row <= slots) & (slots < hi_row)
         values = jnp.where(visible[:, None, None], values, 0.0)  # what lies past the end may be anything
-        return _attend(q_row[None], keys, values, slot_row[None], slots, visible[None], operands.sinks, call)[0]
+        return _attend(q_row[None], keys, values, slot_row[None], slots, visible[None], sinks, call)[0]
 
     out = jax.lax.map(one_row, (q, slot, lo, hi, seq), batch_size=min(num_rows, ROWS_AT_ONCE))
     return out.reshape(num_rows, -1), cache
@@ -69,8 +72,8 @@ def _attend(
     s = jnp.einsum("TKGH,SKH->TKGS", grouped, k, precision="highest") * call.scale
     if call.soft_cap is not None:
         s = call.soft_cap * jnp.tanh(s / call.soft_cap)
-    if call.alibi:
-        slopes = jnp.asarray(alibi_slopes(num_heads), jnp.float32).reshape(1, num_kv_heads, -1, 1)
+    if call.alibi_scale is not None:
+        slopes = call.alibi_scale * jnp.asarray(alibi_slopes(num_heads), jnp.float32).reshape(1, num_kv_heads, -1, 1)
         s = s + slopes * (k_slot[None, :] - q_slot[:, None]).astype(jnp.float32)[:, None, None, :]
     s = jnp.where(visible[:, None, None, :], s, -jnp.inf)
     largest = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True))
