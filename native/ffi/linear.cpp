@@ -51,19 +51,26 @@ const char* Linear::admit(Admitted&) {
   return nullptr;
 }
 
-// tokens, weights, counts, y.
+// tokens, weights, counts, [bias], [residual], y.
 ffi::Error Embed::decode(Operands& operands) {
   const auto tokens = operands.next<ffi::S32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
-  const auto y = operands.result<ffi::F32>();
   const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
+  args.scale = operands.float_attr();
+  const bool has_bias = operands.attr(), has_residual = operands.attr();
+  const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto residual = has_residual ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("embed: operands of other number or type than expected");
   if (!is_format(format)) return invalid("embed: bad attributes");
   if (y.dims.size() != 2 || tokens.count() != y.dims[0]) return invalid("embed: y needs shape [T, D]");
   args.layout = {WeightFormat(format), zero, int(y.dims[1]), num_tiles};
   if (!rows.bind(counts, 0, y.dims[0])) return invalid("embed: no such row count");
   if (!matrix_bytes(weights, 0, args.layout, &args.weights)) return invalid("embed: W does not match its layout");
+  if (has_bias && !(args.bias = row_floats(bias, 0, y.dims[1]))) return invalid("embed: bad bias shape");
+  if (has_residual && !same(residual.dims, y.dims)) return invalid("embed: the residual's shape must be y's");
+  args.residual = residual.data;
   args.tokens = tokens.data, args.y = y.data;
   return ffi::Error::Success();
 }

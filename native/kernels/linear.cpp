@@ -495,7 +495,10 @@ void linear(const LinearArgs& args) {
   });
 }
 
-void embed(const EmbedArgs& args) {
+namespace {
+
+// y = W[tokens]
+void look_up(const EmbedArgs& args) {
   const WeightLayout& layout = args.layout;
   const int k_len = layout.k_len;
   for (int row = 0; row < args.num_rows; ++row) {
@@ -527,6 +530,22 @@ void embed(const EmbedArgs& args) {
       if (layout.has_offset()) value += half_to_float(scales[(layout.num_groups() + group) * 16 + column]);
       y[k] = value;
     }
+  }
+}
+
+}  // namespace
+
+void embed(const EmbedArgs& args) {
+  look_up(args);
+  const int k_len = args.layout.k_len;
+  for (int row = 0; row < args.num_rows; ++row) {
+    float* y = args.y + size_t(row) * k_len;
+    if (args.scale != 1.0f)
+      for (int k = 0; k < k_len; ++k) y[k] *= args.scale;
+    if (args.bias != nullptr)
+      for (int k = 0; k < k_len; ++k) y[k] += args.bias[k];
+    if (args.residual != nullptr)
+      for (int k = 0; k < k_len; ++k) y[k] += args.residual[size_t(row) * k_len + k];
   }
 }
 

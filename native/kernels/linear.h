@@ -67,12 +67,15 @@ struct LinearArgs {
   size_t next_bytes = 0;
 };
 
-// Row lookup in a packed [V, D] weight: y[i] = W[tokens[i]]. Tokens are checked by the caller.
+// Row lookup in a packed [V, D] weight: y[i] = residual[i] + (scale * W[tokens[i]] + bias). Tokens are checked by the caller.
 struct EmbedArgs {
   const int32_t* tokens;
   const uint8_t* weights;
   WeightLayout layout;
-  float* y;  // [num_rows, K]
+  float scale;
+  const float* bias;      // [K], or null
+  const float* residual;  // [num_rows, K], or null
+  float* y;               // [num_rows, K]
   int num_rows;
 };
 

@@ -16,4 +16,14 @@ struct NormArgs {
   int len;
 };
 
+struct AddNormArgs {
+  const float* x;         // [num_rows, len]
+  NormArgs norm;
+  const float* residual;  // [num_rows, len], or null
+  float scale;
+  float* y;               // [num_rows, len]
+  int num_rows;
+  int len;
+};
+
 }  // namespace strop

@@ -20,6 +20,7 @@ from strop.ops.embed import EmbedCall
 from strop.ops.embed import cost as embed_cost
 from strop.ops.linear import LinearCall
 from strop.ops.linear import cost as linear_cost
+from strop.ops.norm import AddNormCall
 from strop.ops.sample import cost as sample_cost
 
 
@@ -69,6 +70,8 @@ class CostModel:
                 cost = linear_cost.cost(call)
             elif isinstance(call, EmbedCall):
                 cost = embed_cost.cost(call)
+            elif isinstance(call, AddNormCall):
+                continue  # neither products nor stored data
             else:
                 cost = sample_cost.cost(call)
             flops[cost.kind] += cost.flops

@@ -12,7 +12,7 @@ from strop.ops.attention import AttentionOperands, Cache, Rows, attention
 from strop.ops.embed import embed
 from strop.ops.experts import experts
 from strop.ops.linear import linear
-from strop.ops.norm import Norm
+from strop.ops.norm import Norm, add_norm
 
 
 def forward(
@@ -28,15 +28,19 @@ def forward(
         rows: the step's T token rows.
         cache: see ops.attention.cache_shape; None attends within the rows alone.
     """
-    x = embed(rows.fields[0], params.weights["embed"], rows.counts, platform=layout.platform)
-    if spec.embedding_scale != 1.0:
-        x = x * spec.embedding_scale
+    counts, platform, vectors = rows.counts, layout.platform, params.vectors
+    x = embed(
+        rows.fields[0],
+        params.weights["embed"],
+        counts,
+        platform=platform,
+        scale=spec.embedding_scale,
+        bias=vectors["token_type"] if spec.num_token_types else None,
+    )
     if spec.num_positions:
-        x = x + embed(rows.fields[1], params.weights["positions"], rows.counts, platform=layout.platform)
-    if spec.num_token_types:
-        x = x + params.vectors["token_type"]
+        x = embed(rows.fields[1], params.weights["positions"], counts, platform=platform, residual=x)
     if spec.embedding_norm is not None:
-        x = _norm(params, spec.embedding_norm, "embedding_norm")(x)
+        x = add_norm(x, _norm(params, spec.embedding_norm, "embedding_norm"), counts, platform=platform)
     for layer, (layer_spec, places) in enumerate(zip(spec.layers, params.layers, strict=True)):
         x, cache = _Layer(params, layer, layer_spec, places, rows, layout)(x, cache)
     return x, cache
@@ -76,8 +80,11 @@ class _Layer:
         if out_norm is None:
             return project(given, norm, scale=scale, residual=x)
         if self._spec.norm_after:
-            return out_norm(project(given, norm, scale=scale, residual=x))
-        return x + scale * out_norm(project(given, norm))
+            return self._add_norm(project(given, norm, scale=scale, residual=x), out_norm)
+        return self._add_norm(project(given, norm), out_norm, scale=scale, residual=x)
+
+    def _add_norm(self, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
+        return add_norm(x, norm, self._rows.counts, platform=self._layout.platform, **fused)
 
     def _attend(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         heads, places, vectors = self._spec.attention, self._places, self._params.vectors
@@ -129,7 +136,7 @@ class _Layer:
     def _experts(self, spec: Experts, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
         params, places = self._params, self._places
         assert places.router is not None
-        x = x if norm is None else norm(x)
+        x = x if norm is None else self._add_norm(x, norm)
         scores = self._matrix(places.router, x, bias=params.vectors.get("router_bias"))
         y = experts(
             x,
@@ -141,7 +148,7 @@ class _Layer:
             activation=self._spec.mlp.activation,
             platform=self._layout.platform,
         )
-        return fused.get("residual", 0.0) + fused.get("scale", 1.0) * y
+        return self._add_norm(y, None, **fused) if fused else y
 
     def _norm(self, role: str) -> Norm | None:
         spec: NormSpec | None = getattr(self._spec, role)
