@@ -41,8 +41,9 @@ class Variant:
     renamed: tuple[tuple[str, str], ...] = ()
     """(pattern, replacement) for each stored tensor name."""
     extras: dict[str, Any] = field(default_factory=dict)
-    """Stored tensors that the model ignores, as arrays or as the name of one to copy; `{layer}` stands for every layer."""
+    """Stored tensors that the model ignores: arrays, or the name of one to copy; `{layer}` stands for every layer."""
     attention: str = "eager"
+    """The implementation in transformers that the golden output comes from."""
     idle: tuple[str, ...] = ()
     """Parameters (ends of names) and config keys that cannot show in the output."""
 
@@ -363,7 +364,7 @@ EXPERT_VARIANTS = (
     Variant("mixtral-gqa", MIXTRAL, {**EXPERTS_4, **heads(2, 1)}, rope=default_rope(1e6)),
     Variant("mixtral-window-bf16", MIXTRAL, {**EXPERTS_4, **GQA_16, "sliding_window": WINDOW}, dtype="bfloat16"),
     Variant(
-        "qwen3moe-norm",
+        "qwen3moe-norm-bf16",
         QWEN3_MOE,
         {
             **QWEN3_EXPERTS,
@@ -486,7 +487,7 @@ LAYER_NORM_VARIANTS = (
         legacy={"norm_type": "layer_norm", "mlp_type": "default"},
     ),
     Variant(
-        "starcoder2-untied-no-bias",
+        "starcoder2-untied-bf16",
         STARCODER2,
         {**TINY, **heads(4, 2), "hidden_size": 64, "norm_epsilon": EPS, "use_bias": False},
         dtype="bfloat16",
