@@ -8,6 +8,9 @@ from strop import __version__
 VERBS = {
     "run": "answer one prompt, streamed to the terminal",
     "bench": "measure a model on this machine, beside other engines",
+    "eval": "perplexity of a model, and its distance from a reference model",
+    "inspect": "what a model file holds, takes, and could reach here, without loading it",
+    "models": "what is cached, and removing it",
 }
 
 _USAGE = f"""strop {__version__}: hones a language model to the machine it runs on.

@@ -154,6 +154,7 @@ def _on_device(packed: PackFile, name: str) -> jax.Array:
 def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) -> None:
     log.info("packing the weights for this machine's kernels: once per model")
     manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": {role: [] for role in _ROLES}}
+    manifest["source"] = str(reader.checkpoint.path.absolute())  # only to tell people what the pack is of
     shapes: dict[str, tuple[str, tuple[int, int]]] = {}
 
     def stack_of(layer: int, role: str) -> str:

@@ -1,0 +1,32 @@
+"""Tables for people: drawn by rich in a terminal, tab-separated columns when piped."""
+
+import sys
+from collections.abc import Collection, Sequence
+
+from strop.core.config import GIB, MIB
+
+
+def size(num_bytes: int) -> str:
+    """`1.50 GiB`, `12.3 MiB` or `4 KiB`."""
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / MIB:.1f} MiB" if num_bytes >= MIB / 10 else f"{-(-num_bytes // 1024)} KiB"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right_aligned: Collection[str] = ()) -> None:
+    """Prints a table; a pipe gets one line per row, its cells between tabs, the header first."""
+    if not sys.stdout.isatty():
+        for cells in (header, *rows):
+            print("\t".join(cells))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="right" if name in right_aligned else "left", overflow="fold")
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    Console().print(table)
