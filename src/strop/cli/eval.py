@@ -13,7 +13,9 @@ from strop.core.errors import RequestError
 @click.command("eval")
 @click.argument("model")
 @click.option("--reference", help="Compare with this model of the same vocabulary, run in float32.")
-@click.option("--text", "text_file", help="UTF-8 file to measure on, '-' for standard input; built-in English if not given.")
+@click.option(
+    "--text", "text_file", help="UTF-8 file to measure on, '-' for standard input; built-in English if not given."
+)
 @click.option("--windows", default=9, help="Windows of the text to measure, from its beginning.")
 @click.option("--window-tokens", default=512, help="Tokens per window, at most the model's context.")
 @click.option("--generated", is_flag=True, help="Score tokens one per step, as generated ones, not as a prompt.")

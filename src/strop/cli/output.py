@@ -1,7 +1,7 @@
 """Tables for people: drawn by rich in a terminal, tab-separated columns when piped."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from strop.core.config import GIB, MIB
 
@@ -30,3 +30,20 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right_alig
     for cells in rows:
         table.add_row(*map(Text, cells))
     Console().print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Prints `label  text` lines; those without text are left out, and a pipe gets a tab between the two."""
+    shown = [(label, text) for label, text in facts if text]
+    if not sys.stdout.isatty():
+        for label, text in shown:
+            print(f"{label}\t{text}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for label, text in shown:
+        grid.add_row(Text(label, style="bold"), Text(text))
+    Console().print(grid)

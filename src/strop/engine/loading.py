@@ -75,12 +75,12 @@ def load_model(
     tokenizer = load_tokenizer(checkpoint)
     if chat:
         tokenizer.start_renderer()
-    config = _resolve(config, spec)
+    config = resolve(config, spec)
 
     import jax
 
     _keep_compiled_steps(jax)
-    reason = _no_kernels(spec, config) if jax.default_backend() == "cpu" else None
+    reason = why_no_kernels(spec, config) if jax.default_backend() == "cpu" else None
     platform: Platform = "native" if jax.default_backend() == "cpu" and reason is None else "xla"
     if reason is not None:
         log.warning(
@@ -107,7 +107,7 @@ def load_model(
     return LoadedModel(spec, params, tokenizer, memory, platform), config
 
 
-def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
+def why_no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
     """Why the native kernels cannot serve this model here; None when they can."""
     if os.environ.get("STROP_NATIVE") == "0":
         return "STROP_NATIVE=0"
@@ -138,7 +138,8 @@ def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
     return tokenizer_from_folder(checkpoint.path)
 
 
-def _resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+def resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """The config with the model's and the machine's values for 0. Raises RequestError for what is out of range."""
     for name, least in _LEAST.items():
         value = getattr(config, name)
         if not isinstance(value, int) or value < least:

@@ -139,9 +139,7 @@ class Removal:
     """Why nothing was freed, or when it will be."""
 
 
-def remove(
-    model: CachedModel, pack_directory: Path | None = None, hub_directory: Path | None = None
-) -> Removal:
+def remove(model: CachedModel, pack_directory: Path | None = None, hub_directory: Path | None = None) -> Removal:
     """Deletes one model from its cache, and nothing outside it.
 
     Raises:

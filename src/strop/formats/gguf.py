@@ -102,10 +102,19 @@ class GGUFCheckpoint:
         return file_hash(self.path)
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata alone, of a file whose tensors Strop may not know. Raises FormatError, UnsupportedError, OSError."""
+    with path.open("rb") as file:
+        if file.seek(0, 2) < 24:
+            raise FormatError(f"{path}: too few bytes for a GGUF header; download the file again")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _Header(data, path, with_tensors=False).metadata
+
+
 class _Header:
     """Parses forward from byte 0; `position` never passes the end of the file."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
+    def __init__(self, data: mmap.mmap, path: Path, *, with_tensors: bool = True) -> None:
         self.data, self.path, self.size = data, path, len(data)
         self.position = 0
         self.num_items = 0
@@ -118,6 +127,8 @@ class _Header:
             if key in self.metadata:
                 self._damaged(f"the metadata key {key!r} appears twice")
             self.metadata[key] = self._value(self._u32("a value type"), key)
+        if not with_tensors:
+            return
         self._refuse_split()
         offsets = {}
         for _ in range(num_tensors):
