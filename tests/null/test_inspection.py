@@ -136,7 +136,7 @@ def test_layers_of_two_kinds_in_words(tiny: Path) -> None:
     assert text["layers 0-1, 3"] == (
         "4 query heads on 2 key-value heads of 16 dims, sees a window of 512 tokens, no rope, qkv_bias, scale=0.1"
     )
-    assert text["layers 2"].endswith("sees the whole context, rope theta 10,000")
+    assert text["layer 2"].endswith("sees the whole context, rope theta 10,000")
     assert "every layer" in dict(describe_spec(spec))
 
 

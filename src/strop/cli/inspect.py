@@ -82,8 +82,9 @@ def _speed(speed: "SpeedLimit") -> str:
     prefill = "the prefill limit needs the native kernels"
     if speed.prefill_tokens_per_s is not None:
         prefill = f"prefill of {speed.prefill_tokens} tokens {speed.prefill_tokens_per_s:,.0f} tokens/s"
+    step, bandwidth = size(speed.decode_step_bytes), f"{speed.read_bytes_per_s / GIB:.1f} GiB/s"
     return (
         "limit on this machine at batch 1, which no program can pass: "
-        f"decode {speed.decode_tokens_per_s:,.0f} tokens/s, {prefill}\n({size(speed.decode_step_bytes)} to read per token at {speed.read_bytes_per_s / GIB:.1f} GiB/s, "
-        "as measured now; `strop bench` measures the real speed)"
+        f"decode {speed.decode_tokens_per_s:,.0f} tokens/s, {prefill}\n"
+        f"({step} to read per token at {bandwidth}, as measured now; `strop bench` measures the real speed)"
     )

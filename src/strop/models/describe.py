@@ -22,7 +22,7 @@ def describe_spec(spec: ModelSpec) -> list[tuple[str, str]]:
     for i, layer in enumerate(spec.layers):
         kinds.setdefault(layer, []).append(i)
     for layer, places in kinds.items():
-        name = "every layer" if len(kinds) == 1 else f"layers {ranges(places)}"
+        name = "every layer" if len(kinds) == 1 else f"layer{'s' * (len(places) > 1)} {ranges(places)}"
         rows += [(name, _attention(layer.attention)), ("", ", ".join(_settings(layer, {"attention"})))]
     return rows
 
