@@ -5,7 +5,7 @@ reference operations, all in float32, without a cache.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -19,6 +19,7 @@ from strop.core.config import GIB
 from strop.core.errors import CapacityError, RequestError
 from strop.engine.engine import Engine
 from strop.formats.checkpoint import open_checkpoint
+from strop.formats.tokenizer import Tokenizer
 from strop.machine.memory import available_bytes
 from strop.models import decoder
 from strop.models.layout import Single
@@ -77,13 +78,14 @@ def english_text() -> str:
     return resources.files("strop.bench").joinpath("data/english.txt").read_text("utf-8")
 
 
-def english_windows(encode: Callable[[str], list[int]]) -> np.ndarray:
-    """The built-in text's tokens, int32 [windows, WINDOW_TOKENS].
+def english_windows(tokenizer: Tokenizer) -> np.ndarray:
+    """The built-in text's tokens, int32 [windows, WINDOW_TOKENS], each window framed as a text's beginning.
 
     Raises:
         RequestError: this tokenizer makes too few tokens of it.
     """
-    windows = token_windows(np.array(encode(english_text()), np.int32), NUM_WINDOWS)
+    ids = np.array(tokenizer.encode(english_text(), add_special=False), np.int32)
+    windows = token_windows(ids, NUM_WINDOWS, prefix=tokenizer.encode(""))
     if len(windows) < NUM_DECODE_WINDOWS:
         raise RequestError(f"the fidelity text has too few tokens here; {WINDOW_TOKENS * 2} are needed")
     return windows

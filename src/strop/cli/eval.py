@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from strop.cli.verb import start_up
 from strop.core.errors import RequestError
 
 
@@ -40,9 +39,11 @@ def command(
     for option, value in (("--windows", windows), ("--window-tokens", window_tokens)):
         if value < 1:
             raise RequestError(f"{option} {value} is out of range: at least 1")
+    if json_file is not None and not json_file.parent.is_dir():  # said before minutes of measuring
+        raise RequestError(f"--json {str(json_file)!r} cannot be written: there is no directory {json_file.parent}")
     text = None if text_file is None else _read(text_file)
-    with start_up():
-        from strop.bench.evaluate import EvalOptions, evaluate
+    from strop.bench.evaluate import EvalOptions, evaluate
+
     options = EvalOptions(model, reference, text, windows, window_tokens, generated, threads)
     evaluation = evaluate(options, on_plan=lambda plan: print(plan.describe(), file=sys.stderr))
     print(evaluation.describe())
