@@ -86,9 +86,8 @@ void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
 // A softmax's sums over some slots; the weighted values [H] lie beside it.
 struct Sums {
   float largest = -std::numeric_limits<float>::infinity();
+  bool empty = true;  // no slot was seen; scores that are not numbers are not nothing
   Floats total = zero_floats();
-
-  bool empty() const { return largest == -std::numeric_limits<float>::infinity(); }
 };
 
 struct RowState {
@@ -103,8 +102,8 @@ Floats shrink_of(Floats largest, Floats other) { return exp2_nonpositive(sub(zer
 
 // whole += part, in place.
 void merge(const Sums& part, const float* acc, float shrink, int head_dim, Sums& whole, float* y) {
-  if (part.empty()) return;
-  if (whole.empty()) {
+  if (part.empty) return;
+  if (whole.empty) {
     whole = part;
     std::memcpy(y, acc, sizeof(float) * head_dim);
     return;
@@ -115,14 +114,18 @@ void merge(const Sums& part, const float* acc, float shrink, int head_dim, Sums&
     whole.total = fma(part.total, factor, whole.total);
   } else {
     for (int h = 0; h < head_dim; h += 16) store(y + h, fma(load(y + h), factor, load(acc + h)));
-    whole = {part.largest, fma(whole.total, factor, part.total)};
+    whole = {part.largest, false, fma(whole.total, factor, part.total)};
   }
 }
 
 void normalise(const Sums& whole, int head_dim, float* y) {
-  const float weight = whole.empty() ? 0.0f : sum_lanes(whole.total);
+  if (whole.empty) {
+    std::memset(y, 0, sizeof(float) * head_dim);
+    return;
+  }
+  const float weight = sum_lanes(whole.total);
   const Floats inverse = broadcast(weight > 0.0f ? 1.0f / weight : 0.0f);
-  for (int h = 0; h < head_dim; h += 16) store(y + h, weight > 0.0f ? mul(load(y + h), inverse) : zero_floats());
+  for (int h = 0; h < head_dim; h += 16) store(y + h, mul(load(y + h), inverse));
 }
 
 template <int kRows>
@@ -197,13 +200,14 @@ void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int 
     }
     const float largest = max_lanes(max(s[r][0], s[r][1]));
     if (largest > row.span.largest) {
-      if (!row.span.empty()) {
+      if (!row.span.empty) {
         const Floats shrink = exp2_nonpositive(broadcast(row.span.largest - largest));
         for (int h = 0; h < head_dim; h += 16) store(row.acc + h, mul(load(row.acc + h), shrink));
         row.span.total = mul(row.span.total, shrink);
       }
       row.span.largest = largest;
     }
+    row.span.empty = false;
     Floats p0 = exp2_nonpositive(sub(s[r][0], broadcast(row.span.largest)));
     Floats p1 = exp2_nonpositive(sub(s[r][1], broadcast(row.span.largest)));
     if (partial) {
@@ -360,7 +364,7 @@ class Tasks {
       for (int i = 0; i < num_rows; ++i) {
         if (rows[i].acc != y[i]) merge(rows[i].span, rows[i].acc, shrinks[i], args_.head_dim, whole[i], y[i]);
         else whole[i] = rows[i].span;
-        if (!whole[i].empty()) rows[i].acc = acc + size_t(i) * args_.head_dim;  // y is taken
+        if (!whole[i].empty) rows[i].acc = acc + size_t(i) * args_.head_dim;  // y is taken
       }
     }
     for (int i = 0; i < num_rows; ++i) normalise(whole[i], args_.head_dim, y[i]);

@@ -113,8 +113,14 @@ def test_a_failing_engine_tells_every_stream(
 
 
 def test_closing(new_engine: Callable[..., Engine]) -> None:
+    def slow_engine() -> Engine:
+        engine = new_engine()
+        step = engine.step
+        engine.step = lambda: time.sleep(0.02) or step()  # type: ignore[method-assign]
+        return engine  # whose answer of 100 tokens cannot be complete before it is closed
+
     async def main() -> None:
-        engine = AsyncEngine(new_engine())
+        engine = AsyncEngine(slow_engine())
         stream = engine.generate("hello", LONG)
         await anext(stream)
         engine.close()

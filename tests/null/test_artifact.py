@@ -20,7 +20,8 @@ from strop.formats import artifact
 from strop.formats.artifact import ArtifactCheckpoint, write_artifact
 from strop.formats.checkpoint import open_checkpoint
 from strop.formats.gguf import GGUFCheckpoint
-from strop.formats.values import BLOCK_FORMATS, GroupQuantized, TensorValue, decode_blocks
+from strop.formats.k_quants import SUPER_BLOCK_FORMATS, decode_super_blocks
+from strop.formats.values import BLOCK_FORMATS, GroupQuantized, TensorValue, TwoLevelScale, decode_blocks
 from strop.models.reader import ParameterReader, load_spec, spec_to_json
 
 VALUES: dict[str, TensorValue] = {
@@ -28,6 +29,7 @@ VALUES: dict[str, TensorValue] = {
     "half": np.ones(4, np.float16),
     "brain": np.full((2, 2), 1.5, ml_dtypes.bfloat16),
     **{name: decode_blocks(name, random_blocks(name, 6, 64), (6, 64)) for name in BLOCK_FORMATS},
+    **{name: decode_super_blocks(name, random_blocks(name, 3, 512), (3, 512)) for name in SUPER_BLOCK_FORMATS},
 }
 
 
@@ -50,11 +52,16 @@ def assert_same(left: TensorValue, right: TensorValue) -> None:
         np.testing.assert_array_equal(left, right)
         return
     assert isinstance(right, GroupQuantized)
-    assert (left.zero, left.bits, left.offset is None) == (right.zero, right.bits, right.offset is None)
+    assert (left.zero, left.bits, left.group_len) == (right.zero, right.bits, right.group_len)
     np.testing.assert_array_equal(left.codes, right.codes)
-    np.testing.assert_array_equal(left.scale, right.scale)
-    if left.offset is not None and right.offset is not None:
-        np.testing.assert_array_equal(left.offset, right.offset)
+    for one, other in ((left.scale, right.scale), (left.offset, right.offset)):
+        assert type(one) is type(other)
+        if isinstance(one, TwoLevelScale) and isinstance(other, TwoLevelScale):
+            assert one.local.dtype == other.local.dtype
+            np.testing.assert_array_equal(one.local, other.local)
+            np.testing.assert_array_equal(one.super_scale, other.super_scale)
+        else:
+            np.testing.assert_array_equal(one, other)
 
 
 def check_values(checkpoint: ArtifactCheckpoint) -> None:
@@ -181,7 +188,15 @@ def truncate_weights(folder: Path) -> None:
         (set_entry("single", "file", "elsewhere.safetensors"), r"'single'.*elsewhere"),
         (set_entry("Q4_0", "shape", [6, 128]), "'Q4_0'"),
         (set_entry("Q4_0", "shape", [6, 33]), "whole groups"),
-        (set_entry("Q4_0", "bits", 3), "bits=3"),
+        (set_entry("Q4_0", "bits", 7), "bits=7"),
+        (set_entry("Q4_0", "bits", 3), "'Q4_0'"),
+        (set_entry("Q4_0", "group_len", 48), "group_len=48"),
+        (set_entry("Q4_0", "two_level", {"scale": "I8"}), "groups of 256"),
+        (set_entry("Q6_K", "two_level", {}), "'Q6_K'"),
+        (set_entry("Q6_K", "two_level", {"scale": "U8"}), "'Q6_K'.*U8"),
+        (set_entry("Q6_K", "two_level", {"scale": "F64"}), "two_level"),
+        (set_entry("Q6_K", "two_level", ["scale"]), "'Q6_K'"),
+        (set_entry("Q6_K", "group_len", 32), "'Q6_K'"),
         (set_entry("Q4_0", "zero", 16), "zero=16"),
         (set_entry("Q4_0", "offset", True), "'Q4_0'"),
         (set_entry("Q4_0", "bits", 8), "'Q4_0'"),

@@ -153,7 +153,10 @@ def test_lengths_that_claim_terabytes(tmp_path: Path, make: Callable[[int], RawG
         (RawGGUF([], [RawTensor("x", (), 0, bytes(64))]), "0 dimensions"),
         (RawGGUF([], [RawTensor("x", (1, 1, 1, 1, 1), 0, bytes(64))]), "5 dimensions"),
         (RawGGUF([], [RawTensor("x", (0, 4), 0, bytes(64))]), "shape"),
-        (RawGGUF([], [RawTensor("x", (2, 33), 2, bytes(64))]), "whole blocks"),
+        (RawGGUF([], [RawTensor("x", (2, 33), 2, bytes(64))]), "whole blocks of 32"),
+        (RawGGUF([], [RawTensor("x", (2, 288), 12, bytes(512))]), r"Q4_K tensor 'x' has rows of 288.* blocks of 256"),
+        (RawGGUF([], [RawTensor("x", (8, 32), 14, bytes(512))]), r"Q6_K tensor 'x' has rows of 32.* blocks of 256"),
+        (RawGGUF([], [RawTensor("x", (2, 256), 14, bytes(384))]), "'x' ends at byte 420"),
         (RawGGUF([], [RawTensor("x", (4,), 0, bytes(64), offset=4)]), "multiple of 32"),
         (RawGGUF([], [RawTensor("x", (16,), 0, bytes(64)), RawTensor("y", (4,), 0, bytes(64), offset=32)]), "overlap"),
         (RawGGUF([("general.alignment", value(0))]), "general.alignment=0"),
@@ -172,12 +175,11 @@ def test_damage_is_named(tmp_path: Path, raw: RawGGUF, cause: str) -> None:
         (RawGGUF([], version=0x03000000), "big-endian"),
         (RawGGUF([], version=1), "version 1"),
         (
-            RawGGUF([], [RawTensor("blk.0.attn_q.weight", (2, 256), 12, bytes(288))]),
-            r"attn_q.weight.*12 \(Q4_K\).*Q8_0",
+            RawGGUF([], [RawTensor("blk.0.attn_q.weight", (2, 256), 22, bytes(164))]),
+            r"attn_q.weight.*22 \(IQ2_S\).*Q6_K",
         ),
         (RawGGUF([], [RawTensor("x", (32,), 4242, bytes(64))]), r"4242 \(unknown\)"),
         (RawGGUF([], [RawTensor("x", (1, 2, 32), 8, bytes(68))]), "3 dimensions"),
-        (RawGGUF([("split.count", value(3))]), "split.count=3.*--merge"),
     ],
 )
 def test_unsupported_files_are_refused_by_name(tmp_path: Path, raw: RawGGUF, cause: str) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_gguf import random_blocks
 
-from strop.formats.values import BLOCK_FORMATS, GroupQuantized, decode_blocks, dense
+from strop.formats.values import BLOCK_FORMATS, GroupQuantized, TwoLevelScale, decode_blocks, dense
 
 
 @pytest.mark.parametrize("format_name", BLOCK_FORMATS)
@@ -18,7 +18,7 @@ def test_dequantize_is_bit_exact_against_the_gguf_package(format_name: str) -> N
     np.testing.assert_array_equal(value.dequantize().view(np.uint32), oracle.view(np.uint32))
     assert value.shape == (rows, columns)
     assert value.codes.max() < 1 << value.bits
-    assert value.bits == {"4": 4, "5": 5, "8": 8}[format_name[1]]
+    assert value.bits == (8 if format_name == "IQ4_NL" else int(format_name[1]))
 
 
 @pytest.mark.parametrize("format_name", BLOCK_FORMATS)
@@ -35,8 +35,33 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         GroupQuantized(codes, scale[:, :1], None, 8, 4)
     with pytest.raises(ValueError, match="whole groups"):
         GroupQuantized(codes[:, :33], scale[:, :1], None, 8, 4)
-    with pytest.raises(ValueError, match="bits=3"):
-        GroupQuantized(codes, scale, None, 0, 3)
+    with pytest.raises(ValueError, match="bits=7"):
+        GroupQuantized(codes, scale, None, 0, 7)
+    with pytest.raises(ValueError, match="group_len=48"):
+        GroupQuantized(codes, scale, None, 0, 4, 48)
+    with pytest.raises(ValueError, match="does not fit"):
+        GroupQuantized(codes, scale, None, 0, 4, 16)
+
+
+def test_two_levels_that_do_not_fit_are_refused() -> None:
+    codes = np.zeros((2, 512), np.uint8)
+    upper, local = np.zeros((2, 2), np.float16), np.zeros((2, 16), np.int8)
+    GroupQuantized(codes, TwoLevelScale(upper, local), None, 0, 4)
+    GroupQuantized(codes, TwoLevelScale(upper, np.zeros((2, 32), np.uint8)), None, 0, 4, 16)
+    with pytest.raises(ValueError, match="super-blocks of 256"):
+        GroupQuantized(codes, TwoLevelScale(upper, local), None, 0, 4, 16)
+    with pytest.raises(ValueError, match="super-blocks of 256"):
+        GroupQuantized(codes, TwoLevelScale(upper, local[:, :14]), None, 0, 4)
+    with pytest.raises(ValueError, match="super-blocks of 256"):
+        GroupQuantized(codes[:, :96], TwoLevelScale(upper[:, :1], local[:, :3]), None, 0, 4)
+    with pytest.raises(ValueError, match="does not fit super_scale"):
+        TwoLevelScale(upper[:1], local)
+    with pytest.raises(ValueError, match="whole super-blocks"):
+        TwoLevelScale(upper, local[:, :15])
+    with pytest.raises(ValueError, match="float32"):
+        TwoLevelScale(upper.astype(np.float32), local)
+    with pytest.raises(ValueError, match="int32"):
+        TwoLevelScale(upper, local.astype(np.int32))
 
 
 def test_dense_keeps_float32_and_widens_the_rest() -> None:

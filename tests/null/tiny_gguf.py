@@ -3,13 +3,16 @@
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strop.formats.values import BLOCK_FORMATS, GROUP_LEN
+from strop.formats.k_quants import SUPER_BLOCK_FORMATS
+from strop.formats.values import BLOCK_FORMATS, GROUP_LEN, SUPER_LEN
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
+TYPE_IDS |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23}
 
 
 @dataclass
@@ -94,9 +97,17 @@ def _typed(item: Any) -> tuple[int, bytes]:
 
 
 def random_blocks(format_name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Random raw blocks with finite scales and offsets, uint8 [rows * columns // 32 * block_bytes]."""
-    layout = BLOCK_FORMATS[format_name]
+    """Random raw blocks with finite scales and offsets, uint8 [rows * (bytes of a row)]."""
     rng = np.random.default_rng(seed)
+    if format_name in SUPER_BLOCK_FORMATS:
+        super_layout = SUPER_BLOCK_FORMATS[format_name]
+        num_blocks = rows * columns // SUPER_LEN
+        raw = rng.integers(0, 256, num_blocks * super_layout.block_bytes, dtype=np.uint8)
+        records = raw.view(super_layout.fields)
+        for name in ("d", "dmin")[: 1 + super_layout.has_offset]:
+            records[name] = rng.normal(size=num_blocks)
+        return raw
+    layout = BLOCK_FORMATS[format_name]
     blocks = rng.integers(0, 256, (rows * columns // GROUP_LEN, layout.block_bytes), dtype=np.uint8)
     num_floats = 1 + layout.has_offset
     blocks[:, : 2 * num_floats] = rng.normal(size=(len(blocks), num_floats)).astype("<f2").view(np.uint8)
@@ -168,6 +179,26 @@ def model_tensors(family: str = "llama", *, tied: bool = True, weights: str = "Q
         if family == "qwen2":
             shapes |= {f"{blk}.attn_{x}.bias": ((64 if x == "q" else 32,), "F32") for x in "qkv"}
     return [random_tensor(name, shape, kind, seed) for seed, (name, (shape, kind)) in enumerate(shapes.items())]
+
+
+def split_parts(raw: RawGGUF, num_parts: int) -> list[RawGGUF]:
+    """The file as `llama-gguf-split` writes it: all keys in the first part, the tensors spread over all."""
+    per_part = -(-len(raw.tensors) // num_parts)
+    parts = []
+    for i in range(num_parts):
+        keys = [("split.no", value(i)), ("split.count", value(num_parts))]
+        keys.append(("split.tensors.count", value(len(raw.tensors))))
+        own = raw.tensors[i * per_part : (i + 1) * per_part]
+        parts.append(RawGGUF([*raw.metadata, *keys] if i == 0 else keys, own))
+    return parts
+
+
+def write_parts(directory: Path, parts: Sequence[RawGGUF], stem: str = "model") -> list[Path]:
+    """Writes them as model-00001-of-00003.gguf and so on."""
+    paths = [directory / f"{stem}-{i + 1:05d}-of-{len(parts):05d}.gguf" for i in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        path.write_bytes(part.build())
+    return paths
 
 
 def tiny_model(

@@ -73,6 +73,7 @@ def load_model(
     spec = load_spec(checkpoint)
     reader = ParameterReader(checkpoint, spec)
     tokenizer = load_tokenizer(checkpoint)
+    tokenizer.fit_embedding(spec.vocab_size)
     if chat:
         tokenizer.start_renderer()
     config = resolve(config, spec)

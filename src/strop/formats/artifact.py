@@ -2,7 +2,8 @@
 
 `strop.json` (version, spec, tensor table, SHA-256 of every other file, receipt, provenance), `weights*.safetensors`
 (dense tensors as they are; a quantised one as `NAME.codes`, `NAME.scale` and perhaps `NAME.offset`, 4-bit codes two to
-a byte, the even column in the low half), and the tokenizer's files.
+a byte, the even column in the low half; of a scale or offset in two levels `NAME.scale` holds the upper one and
+`NAME.scale.local` the lower), and the tokenizer's files.
 """
 
 import errno
@@ -22,12 +23,24 @@ from safetensors.numpy import save_file
 from strop.core.errors import CapacityError, FormatError, UnsupportedError
 from strop.formats.hf import SafetensorsFile, read_json
 from strop.formats.source_hash import file_hash, files_hash
-from strop.formats.values import DENSE_DTYPES, GROUP_LEN, GroupQuantized, TensorInfo, TensorValue
+from strop.formats.values import (
+    CODE_BITS,
+    DENSE_DTYPES,
+    GROUP_LEN,
+    GROUP_LENS,
+    SUPER_LEN,
+    GroupQuantized,
+    Scale,
+    TensorInfo,
+    TensorValue,
+    TwoLevelScale,
+)
 
 MANIFEST = "strop.json"
 VERSION = 1
 SHARD_BYTES = 2 << 30
 _DENSE_NAMES = {dtype: name for name, dtype in DENSE_DTYPES.items()}
+_INTEGER_NAMES = {np.dtype(np.int8): "I8", np.dtype(np.uint8): "U8"}
 
 
 def write_artifact(
@@ -101,9 +114,14 @@ def _write_weights(
         if isinstance(value, GroupQuantized):
             entry |= {"format": "group", "bits": value.bits, "zero": value.zero, "offset": value.offset is not None}
             shard[f"{name}.codes"] = _pack_nibbles(value.codes) if value.bits == 4 else value.codes
-            shard[f"{name}.scale"] = value.scale
-            if value.offset is not None:
-                shard[f"{name}.offset"] = value.offset
+            if value.group_len != GROUP_LEN:
+                entry["group_len"] = value.group_len
+            for kind, scale in (("scale", value.scale), ("offset", value.offset)):
+                if isinstance(scale, TwoLevelScale):
+                    shard[f"{name}.{kind}"], shard[f"{name}.{kind}.local"] = scale.super_scale, scale.local
+                    entry.setdefault("two_level", {})[kind] = _INTEGER_NAMES[scale.local.dtype]
+                elif scale is not None:
+                    shard[f"{name}.{kind}"] = scale
         else:
             entry["format"] = _DENSE_NAMES[value.dtype]
             shard[name] = value
@@ -145,7 +163,9 @@ class _Group:
 
     bits: int
     zero: int
-    has_offset: bool
+    group_len: int
+    parts: tuple[str, ...]
+    """Its arrays: codes, scale, perhaps scale.local, offset, offset.local."""
 
 
 class ArtifactCheckpoint:
@@ -195,19 +215,35 @@ class ArtifactCheckpoint:
             return
         if entry["format"] != "group":
             raise ValueError(f"format {entry['format']!r} is none of {', '.join(DENSE_DTYPES)}, group")
-        bits, zero = int(entry["bits"]), int(entry["zero"])
-        if bits not in (4, 5, 8) or not 0 <= zero < 1 << bits:
-            raise ValueError(f"bits={bits}, zero={zero}")
-        rows, columns = shape
-        if columns % GROUP_LEN:
-            raise ValueError(f"rows of {columns} weights are not whole groups of {GROUP_LEN}")
-        parts = {"codes": ((rows, columns // 2 if bits == 4 else columns), "U8")}
-        parts |= {part: ((rows, columns // GROUP_LEN), "F16") for part in ("scale", "offset")[: 1 + entry["offset"]]}
+        parts = self._group_parts(shape, entry)
         for part, (part_shape, kind) in parts.items():
             self._expect(file, f"{name}.{part}", part_shape, kind)
         num_bytes = sum(file.tensors[f"{name}.{part}"].num_bytes for part in parts)
-        self._groups[name] = _Group(bits, zero, "offset" in parts)
-        self.tensors[name] = TensorInfo(name, shape, f"group{bits}", num_bytes)
+        group_len = int(entry.get("group_len", GROUP_LEN))
+        self._groups[name] = _Group(int(entry["bits"]), int(entry["zero"]), group_len, tuple(parts))
+        self.tensors[name] = TensorInfo(name, shape, f"group{entry['bits']}", num_bytes)
+
+    @staticmethod
+    def _group_parts(shape: tuple[int, ...], entry: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype that each array of a quantised tensor must have. Raises ValueError for a bad entry."""
+        bits, zero, group_len = int(entry["bits"]), int(entry["zero"]), int(entry.get("group_len", GROUP_LEN))
+        if bits not in CODE_BITS or not 0 <= zero < 1 << bits or group_len not in GROUP_LENS:
+            raise ValueError(f"bits={bits}, zero={zero}, group_len={group_len}")
+        rows, columns = shape
+        two_level = dict(entry.get("two_level", {}))
+        if not set(two_level) <= {"scale", "offset"} or not set(two_level.values()) <= set(_INTEGER_NAMES.values()):
+            raise ValueError(f"two_level={two_level!r}")
+        block_len = SUPER_LEN if two_level else group_len
+        if columns % block_len:
+            raise ValueError(f"rows of {columns} weights are not whole groups of {block_len}")
+        parts: dict[str, tuple[tuple[int, ...], str]] = {
+            "codes": ((rows, columns // 2 if bits == 4 else columns), "U8")
+        }
+        for part in ("scale", "offset")[: 1 + bool(entry["offset"])]:
+            parts[part] = ((rows, columns // (SUPER_LEN if part in two_level else group_len)), "F16")
+            if part in two_level:
+                parts[f"{part}.local"] = ((rows, columns // group_len), two_level[part])
+        return parts
 
     @staticmethod
     def _expect(file: SafetensorsFile, name: str, shape: tuple[int, ...], kind: str) -> None:
@@ -226,8 +262,15 @@ class ArtifactCheckpoint:
             codes = _unpack_nibbles(codes)
         elif group.bits < 8 and codes.size and codes.max() >= 1 << group.bits:
             raise FormatError(f"{self.path}: the tensor {name!r} has codes above {group.bits} bits; copy it again")
-        offset = file.read(f"{name}.offset") if group.has_offset else None
-        return GroupQuantized(codes, file.read(f"{name}.scale"), offset, group.zero, group.bits)
+
+        def scale(part: str) -> Scale:
+            values = file.read(f"{name}.{part}")
+            return (
+                TwoLevelScale(values, file.read(f"{name}.{part}.local")) if f"{part}.local" in group.parts else values
+            )
+
+        offset = scale("offset") if "offset" in group.parts else None
+        return GroupQuantized(codes, scale("scale"), offset, group.zero, group.bits, group.group_len)
 
     def files(self) -> dict[str, Path]:
         """The tokenizer's and template's files, by name."""

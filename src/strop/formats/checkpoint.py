@@ -7,7 +7,7 @@ from typing import Protocol
 
 from strop.core.errors import FormatError, UnsupportedError
 from strop.formats.artifact import MANIFEST, ArtifactCheckpoint
-from strop.formats.gguf import MAGIC, GGUFCheckpoint
+from strop.formats.gguf import MAGIC, GGUFCheckpoint, set_name
 from strop.formats.hf import HFCheckpoint, download
 from strop.formats.values import TensorInfo, TensorValue
 
@@ -34,7 +34,7 @@ AnyCheckpoint = GGUFCheckpoint | HFCheckpoint | ArtifactCheckpoint
 
 
 def open_checkpoint(model: str | Path) -> AnyCheckpoint:
-    """Opens a GGUF file, an artifact, a Hugging Face folder, a folder with one GGUF file, or a Hub id `org/name`.
+    """Opens a GGUF file, an artifact, a Hugging Face folder, a folder with one GGUF model, or a Hub id `org/name`.
 
     Raises FormatError or UnsupportedError that says what was found instead and what to do.
     """
@@ -75,7 +75,7 @@ def _open_folder(path: Path) -> AnyCheckpoint:
             f"{path}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft) and"
             " save that"
         )
-    if len(files) == 1:
+    if len({set_name(file) for file in files}) == 1:
         return GGUFCheckpoint(files[0])
     if files:
         names = ", ".join(file.name for file in files[:8])

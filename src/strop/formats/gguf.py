@@ -5,6 +5,7 @@ that are left in the file before anything is allocated for it.
 """
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from strop.core.errors import FormatError, UnsupportedError
-from strop.formats.source_hash import file_hash
+from strop.formats.k_quants import SUPER_BLOCK_FORMATS, decode_super_blocks
+from strop.formats.source_hash import file_hash, files_hash
 from strop.formats.values import (
     BLOCK_FORMATS,
     DENSE_DTYPES,
     GROUP_LEN,
+    SUPER_LEN,
     TensorInfo,
     TensorValue,
     decode_blocks,
@@ -49,14 +52,25 @@ _MIN_VALUE_BYTES = {_BOOL: 1, _STRING: 8, _ARRAY: 12} | {kind: code.size for kin
 _MIN_ENTRY_BYTES = 8 + 4 + 1  # key length, value type, value
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # name length, number of dimensions, one dimension, type, offset
 
-_TENSOR_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 30: "BF16"}
 # fmt: off
-_UNSUPPORTED_TYPES = dict(enumerate((
-    "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
-    "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M",
-), start=9)) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+_TENSOR_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16",
+}
+_UNSUPPORTED_TYPES = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}
 # fmt: on
 """Only to name them in the error."""
+
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def set_name(path: Path) -> str:
+    """The same name for all parts of one split model (model-00001-of-00003.gguf, ...); any other file's own name."""
+    match = _SPLIT_NAME.fullmatch(path.name)
+    return f"{match['stem']}-*-of-{match['count']}.gguf" if match else path.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +82,98 @@ class _Extent:
 
 
 class GGUFCheckpoint:
-    """One GGUF file, its header parsed and checked, its tensors mapped.
+    """One GGUF file, or all parts of a split one (whichever part is named); headers checked, tensors mapped.
 
-    The file must not be shortened while it is open (the operating system kills readers of a vanished page).
-    Raises FormatError for a damaged file and UnsupportedError for a well-formed one that Strop cannot read, both on
-    opening: after that, `read` of a listed tensor succeeds.
+    The files must not be shortened while they are open (the operating system kills readers of a vanished page).
+    Raises FormatError for a damaged file or an incomplete set of parts and UnsupportedError for a well-formed one that
+    Strop cannot read, both on opening: after that, `read` of a listed tensor succeeds.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with self.path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < 24:
-                raise FormatError(f"{self.path}: {size} bytes are too few for a GGUF header; download the file again")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header = _Header(self._map, self.path)
-        self.metadata: dict[str, Any] = header.metadata
-        """Every key of the file; arrays are lists."""
-        self.tensors: dict[str, TensorInfo] = header.tensors
-        self._extents = header.extents
+        self._files = _open_parts(self.path)
+        self.metadata: dict[str, Any] = self._files[0].metadata
+        """Every key of the file (of the first part, which holds the model's); arrays are lists."""
+        self.tensors: dict[str, TensorInfo] = {}
+        self._file_of: dict[str, _Header] = {}
+        for file in self._files:
+            for name, info in file.tensors.items():
+                if name in self.tensors:
+                    raise FormatError(
+                        f"{file.path}: the tensor {name!r} is also in {self._file_of[name].path.name}; these parts do"
+                        " not belong together, download all of them again"
+                    )
+                self.tensors[name] = info
+                self._file_of[name] = file
 
     def read(self, name: str) -> TensorValue:
         """The tensor's exact value: a read-only view of the file where dense, decoded where quantised."""
-        info, extent = self.tensors[name], self._extents[name]
-        raw = np.frombuffer(self._map, np.uint8, extent.num_bytes, extent.start)
+        info, file = self.tensors[name], self._file_of[name]
+        extent = file.extents[name]
+        raw = np.frombuffer(file.data, np.uint8, extent.num_bytes, extent.start)
         if info.format in DENSE_DTYPES:
             return raw.view(DENSE_DTYPES[info.format]).reshape(info.shape)
         rows, columns = info.shape
-        return decode_blocks(info.format, raw, (rows, columns))
+        decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
+        return decode(info.format, raw, (rows, columns))
 
     def source_hash(self) -> str:
-        """Hex SHA-256 of the file (remembered: see `file_hash`)."""
-        return file_hash(self.path)
+        """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""
+        if len(self._files) == 1:
+            return file_hash(self._files[0].path)
+        return files_hash(file.path for file in self._files)
+
+
+def _open_file(path: Path) -> "_Header":
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < 24:
+            raise FormatError(f"{path}: {size} bytes are too few for a GGUF header; download the file again")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _Header(data, path)
+
+
+def _open_parts(path: Path) -> "list[_Header]":
+    """The file, or every part of the set it belongs to, in order: all there, each saying the same of the set."""
+    opened = _open_file(path)
+    num_parts = _split_number(opened, "split.count", 1)
+    if num_parts <= 1:
+        return [opened]
+    at = _split_number(opened, "split.no")
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None or (int(match["part"]), int(match["count"])) != (at + 1, num_parts):
+        raise FormatError(
+            f"{path}: split.no={at} and split.count={num_parts}, so its name must end in"
+            f" -{at + 1:05d}-of-{num_parts:05d}.gguf: give all parts the names they were published with"
+        )
+    paths = [path.with_name(f"{match['stem']}-{i + 1:05d}-of-{num_parts:05d}.gguf") for i in range(num_parts)]
+    missing = [part.name for part in paths if not part.is_file()]
+    if missing:
+        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise FormatError(
+            f"{path}: one of {num_parts} parts, and {len(missing)} are not beside it: {names}; download them to"
+            f" {path.parent}"
+        )
+    files = [opened if i == at else _open_file(part) for i, part in enumerate(paths)]
+    num_tensors = sum(len(file.tensors) for file in files)
+    for i, file in enumerate(files):
+        expected = {"split.no": i, "split.count": num_parts, "split.tensors.count": num_tensors}
+        for key, number in expected.items():
+            if _split_number(file, key) != number:
+                raise FormatError(
+                    f"{file.path}: {key}={file.metadata[key]}, expected {number} ({num_parts} parts that hold"
+                    f" {num_tensors} tensors): these parts do not belong together, download all of them again"
+                )
+    return files
+
+
+def _split_number(file: "_Header", key: str, default: int | None = None) -> int:
+    number = file.metadata.get(key, default)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise FormatError(
+            f"{file.path}: {key}={number!r}; a part of a split model has a whole number there: download it again"
+        )
+    return number
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -129,7 +203,6 @@ class _Header:
             self.metadata[key] = self._value(self._u32("a value type"), key)
         if not with_tensors:
             return
-        self._refuse_split()
         offsets = {}
         for _ in range(num_tensors):
             name, offset = self._tensor()
@@ -241,14 +314,6 @@ class _Header:
         self.position = position
         return strings
 
-    def _refuse_split(self) -> None:
-        num_parts = self.metadata.get("split.count", 1)
-        if num_parts not in (0, 1):
-            raise UnsupportedError(
-                f"{self.path}: split.count={num_parts!r}, one part of a split model; accepted is a whole file: join the"
-                " parts with `llama-gguf-split --merge`"
-            )
-
     def _tensor(self) -> tuple[str, int]:
         """Parses one tensor's entry; returns its name and offset into the data section."""
         name = self._string("a tensor name")
@@ -279,14 +344,16 @@ class _Header:
     def _num_tensor_bytes(self, name: str, shape: tuple[int, ...], num_elements: int, format_name: str) -> int:
         if format_name in DENSE_DTYPES:
             return num_elements * DENSE_DTYPES[format_name].itemsize
-        if shape[-1] % GROUP_LEN:
-            self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {GROUP_LEN}")
+        layout = BLOCK_FORMATS.get(format_name) or SUPER_BLOCK_FORMATS[format_name]
+        block_len = GROUP_LEN if format_name in BLOCK_FORMATS else SUPER_LEN
+        if shape[-1] % block_len:
+            self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {block_len}")
         if len(shape) != 2:
             raise UnsupportedError(
                 f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2"
                 " are read: use a dense file"
             )
-        return num_elements // GROUP_LEN * BLOCK_FORMATS[format_name].block_bytes
+        return num_elements // block_len * layout.block_bytes
 
     def _locate(self, offsets: dict[str, int]) -> None:
         """Checks that every tensor lies in the data section, aligned, and that none overlap."""

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,13 +10,12 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from strop.core.errors import FormatError, UnsupportedError
+from strop.formats.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces, score_bpe, unigram
 from strop.formats.template import TemplateRenderer
-from strop.formats.tokenizer import BYTE_OF_CHARACTER, SpecialTokens, Tokenizer, build, end_token_ids
+from strop.formats.tokenizer import BYTE_OF_CHARACTER, END_TOKENS, SpecialTokens, Tokenizer, build, end_token_ids
+from strop.formats.wordpiece import wordpiece
 
 T = TypeVar("T")
-
-# Token types of the GGUF specification.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,23 @@ class PreTokenizer:
     adds_bos: bool = False
     """What holds when the file has no add_bos_token."""
 
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What holds for a kind of vocabulary where the file says nothing; ids by their key's name."""
+
+    ids: tuple[tuple[str, int], ...] = ()
+    adds_bos: bool = False
+    adds_eos: bool = False
+
+
+_SCORE_BPE = _Defaults((("bos", 1), ("eos", 2), ("unknown", 0)), adds_bos=True)
+_UNIGRAM = _Defaults((("eos", 1), ("unknown", 2), ("padding", 0)), adds_eos=True)
+_WORDPIECE = _Defaults((("bos", 101), ("unknown", 100), ("seperator", 102), ("padding", 0), ("mask", 103)), True)
+
+# Phi-3 swallows the spaces after these names; a GGUF file has no field for it, and llama.cpp goes by the model's name.
+_PHI3_NAMES = ("phi-3", "phi3")
+_PHI3_KEEPS_SPACE = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _CONTRACTIONS = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
@@ -63,22 +79,122 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], renderer: TemplateRenderer 
     FormatError if keys are missing or contradict each other; UnsupportedError for a model or pre-tokenizer not known.
     """
     model = metadata.get("tokenizer.ggml.model")
-    if model != "gpt2":
+    make = _KINDS.get(model) if isinstance(model, str) else None
+    if make is None:
         raise UnsupportedError(
-            f"tokenizer.ggml.model={model!r} is not supported; accepted: 'gpt2' (byte-level BPE). "
-            "Use a GGUF of a model with a byte-level BPE vocabulary, or its Hugging Face folder"
+            f"tokenizer.ggml.model={model!r} is not supported; accepted: {', '.join(map(repr, _KINDS))}. "
+            "Use a GGUF of a model with such a vocabulary, or its Hugging Face folder"
         )
-    vocabulary = _Vocabulary.read(metadata)
+    return make(metadata, _Vocabulary.read(metadata), renderer)
+
+
+def _byte_level_tokenizer(
+    metadata: Mapping[str, Any], vocabulary: "_Vocabulary", renderer: TemplateRenderer | None
+) -> Tokenizer:
     pre = _pre_tokenizer(metadata)
     backend = build("the GGUF file", lambda: _byte_level_bpe(vocabulary, _merges(metadata), pre))
     return Tokenizer(
         backend,
         "byte_level",
-        _special_tokens(backend, metadata, vocabulary, pre),
+        _special_tokens(backend, metadata, vocabulary, _Defaults(adds_bos=pre.adds_bos)),
         vocab_size=len(vocabulary.texts),
         chat_template=_optional(metadata, "tokenizer.chat_template", str),
         renderer=renderer,
     )
+
+
+def _score_bpe_tokenizer(
+    metadata: Mapping[str, Any], vocabulary: "_Vocabulary", renderer: TemplateRenderer | None
+) -> Tokenizer:
+    adds_space_prefix = _optional(metadata, "tokenizer.ggml.add_space_prefix", bool) is not False
+    pieces = _pieces(metadata, vocabulary, _SCORE_BPE)
+    name = (_optional(metadata, "general.name", str) or "").lower()
+    strips_after = frozenset(vocabulary.texts) - _PHI3_KEEPS_SPACE if any(x in name for x in _PHI3_NAMES) else ()
+    backend, stand_ins = build(
+        "the GGUF file",
+        lambda: score_bpe(pieces, adds_space_prefix=adds_space_prefix, strips_after=frozenset(strips_after)),
+    )
+    return Tokenizer(
+        backend,
+        "metaspace",
+        _special_tokens(backend, metadata, vocabulary, _SCORE_BPE),
+        vocab_size=len(vocabulary.texts),
+        stand_ins=stand_ins,
+        strips_leading_space=adds_space_prefix,
+        chat_template=_optional(metadata, "tokenizer.chat_template", str),
+        renderer=renderer,
+    )
+
+
+def _unigram_tokenizer(
+    metadata: Mapping[str, Any], vocabulary: "_Vocabulary", renderer: TemplateRenderer | None
+) -> Tokenizer:
+    pieces = _pieces(metadata, vocabulary, _UNIGRAM)
+    adds_space_prefix = bool(_optional(metadata, "tokenizer.ggml.add_space_prefix", bool))
+    merges_spaces = bool(_optional(metadata, "tokenizer.ggml.remove_extra_whitespaces", bool))
+    character_map = b""
+    if metadata.get("tokenizer.ggml.precompiled_charsmap") is not None:
+        character_map = bytes(value & 0xFF for value in _integers(metadata, "tokenizer.ggml.precompiled_charsmap"))
+    backend = build(
+        "the GGUF file",
+        lambda: unigram(
+            pieces,
+            adds_space_prefix=adds_space_prefix,
+            merges_spaces=merges_spaces,
+            character_map=character_map,
+        ),
+    )
+    return Tokenizer(
+        backend,
+        "metaspace",
+        _special_tokens(backend, metadata, vocabulary, _UNIGRAM),
+        strips_leading_space=adds_space_prefix or merges_spaces,
+        chat_template=_optional(metadata, "tokenizer.chat_template", str),
+        renderer=renderer,
+    )
+
+
+def _wordpiece_tokenizer(
+    metadata: Mapping[str, Any], vocabulary: "_Vocabulary", renderer: TemplateRenderer | None
+) -> Tokenizer:
+    lowercase = _optional(metadata, "tokenizer.ggml.normalizer.lowercase", bool) is not False
+    strips_accents = _optional(metadata, "tokenizer.ggml.normalizer.strip_accents", bool)
+    unknown_id = vocabulary.token_id(metadata, "unknown_token_id", _WORDPIECE)
+    if unknown_id is None:
+        raise FormatError("tokenizer.ggml.unknown_token_id is missing; fetch the file again")
+    backend = build(
+        "the GGUF file",
+        lambda: wordpiece(
+            vocabulary.texts,
+            vocabulary.types,
+            unknown_id,
+            lowercase=lowercase,
+            strips_accents=lowercase if strips_accents is None else strips_accents,
+        ),
+    )
+    cls_key = "cls_token_id" if metadata.get("tokenizer.ggml.cls_token_id") is not None else "bos_token_id"
+    ids = {
+        "cls": vocabulary.token_id(metadata, cls_key, _WORDPIECE),
+        "sep": vocabulary.token_id(metadata, "seperator_token_id", _WORDPIECE),
+        "unk": unknown_id,
+    }
+    missing = [name for name, token_id in ids.items() if token_id is None]
+    if missing:
+        raise FormatError(f"the GGUF file names no {' or '.join(missing)} token; fetch the file again")
+    cls_id, sep_id = ids["cls"], ids["sep"]
+    assert cls_id is not None and sep_id is not None
+    names = tuple((f"{name}_token", vocabulary.texts[i]) for name, i in ids.items() if i is not None)
+    special = SpecialTokens(prefix_ids=(cls_id,), suffix_ids=(sep_id,), template_names=names)
+    return Tokenizer(backend, "wordpiece", special, vocab_size=len(vocabulary.texts), renderer=renderer)
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], "_Vocabulary", TemplateRenderer | None], Tokenizer]] = {
+    "gpt2": _byte_level_tokenizer,
+    "llama": _score_bpe_tokenizer,
+    "t5": _unigram_tokenizer,
+    "bert": _wordpiece_tokenizer,
+}
+"""By the value of `tokenizer.ggml.model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +209,8 @@ class _Vocabulary:
         texts = _strings(metadata, "tokenizer.ggml.tokens")
         if not texts:
             raise FormatError("tokenizer.ggml.tokens is empty; fetch the file again")
-        for token_id, text in enumerate(texts):
-            if not text:  # no text can produce it, but its id must stay taken
-                texts[token_id] = f"[EMPTY_{token_id}]"
+        if "" in texts:  # no text can produce it, but its id must stay taken
+            texts = [text or f"[EMPTY_{token_id}]" for token_id, text in enumerate(texts)]
         if len(set(texts)) < len(texts):
             twice = next(text for text, count in Counter(texts).items() if count > 1)
             raise FormatError(f"tokenizer.ggml.tokens holds {twice!r} twice; fetch the file again")
@@ -106,14 +221,18 @@ class _Vocabulary:
             raise FormatError(
                 f"tokenizer.ggml.token_type has {len(types)} entries for {len(texts)} tokens; fetch the file again"
             )
+        # Text that a user writes must not end a turn, whatever type the file gives such a token.
+        for text in END_TOKENS.intersection(texts):
+            types[texts.index(text)] = CONTROL
         return cls(texts, types)
 
-    def token_id(self, metadata: Mapping[str, Any], name: str) -> int | None:
-        """The id at `tokenizer.ggml.{name}`, None if it is not given. FormatError out of range."""
+    def token_id(self, metadata: Mapping[str, Any], name: str, defaults: _Defaults | None = None) -> int | None:
+        """The id at `tokenizer.ggml.{name}`, else the default, else None. FormatError out of range."""
         key = f"tokenizer.ggml.{name}"
         value = metadata.get(key)
         if value is None:
-            return None
+            known = dict(defaults.ids).get(name.removesuffix("_token_id")) if defaults is not None else None
+            return known if known is not None and known < len(self.texts) else None
         token_id = _integer(key, value)
         if not 0 <= token_id < len(self.texts):
             raise FormatError(f"{key}={token_id} is out of range: 0 to {len(self.texts) - 1}; fetch the file again")
@@ -162,17 +281,29 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
+def _pieces(metadata: Mapping[str, Any], vocabulary: _Vocabulary, defaults: _Defaults) -> Pieces:
+    key = "tokenizer.ggml.scores"
+    scores = list(_sequence(metadata, key))
+    if not set(map(type, scores)) <= {int, float}:
+        raise FormatError(f"{key} must hold numbers only; fetch the file again")
+    if len(scores) != len(vocabulary.texts):
+        raise FormatError(f"{key} has {len(scores)} entries for {len(vocabulary.texts)} tokens; fetch the file again")
+    unknown_id = vocabulary.token_id(metadata, "unknown_token_id", defaults)
+    return Pieces(vocabulary.texts, vocabulary.types, scores, unknown_id)
+
+
 def _special_tokens(
-    backend: tokenizers.Tokenizer, metadata: Mapping[str, Any], vocabulary: _Vocabulary, pre: PreTokenizer
+    backend: tokenizers.Tokenizer, metadata: Mapping[str, Any], vocabulary: _Vocabulary, defaults: _Defaults
 ) -> SpecialTokens:
-    ids = {name: vocabulary.token_id(metadata, f"{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
-    ids["unk"] = vocabulary.token_id(metadata, "unknown_token_id")
-    ids["pad"] = vocabulary.token_id(metadata, "padding_token_id")
+    ids = {name: vocabulary.token_id(metadata, f"{name}_token_id", defaults) for name in ("bos", "eos", "eot", "eom")}
+    ids["unk"] = vocabulary.token_id(metadata, "unknown_token_id", defaults)
+    ids["pad"] = vocabulary.token_id(metadata, "padding_token_id", defaults)
     add_bos = _optional(metadata, "tokenizer.ggml.add_bos_token", bool)
+    add_eos = _optional(metadata, "tokenizer.ggml.add_eos_token", bool)
     bos, eos = ids["bos"], ids["eos"]
-    adds_bos = pre.adds_bos if add_bos is None else add_bos
-    adds_eos = bool(_optional(metadata, "tokenizer.ggml.add_eos_token", bool))
-    for wanted, token_id, name in ((adds_bos, bos, "bos"), (adds_eos, eos, "eos")):
+    adds_bos = defaults.adds_bos if add_bos is None else add_bos
+    adds_eos = defaults.adds_eos if add_eos is None else add_eos
+    for wanted, token_id, name in ((add_bos, bos, "bos"), (add_eos, eos, "eos")):
         if wanted and token_id is None:
             raise FormatError(f"tokenizer.ggml.add_{name}_token is set, but tokenizer.ggml.{name}_token_id is missing")
     return SpecialTokens(
@@ -206,13 +337,14 @@ def _sequence(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     values = list(_sequence(metadata, key))
-    if not all(isinstance(value, str) for value in values):
+    if set(map(type, values)) - {str}:
         raise FormatError(f"{key} must hold strings only; fetch the file again")
     return values
 
 
 def _integers(metadata: Mapping[str, Any], key: str) -> list[int]:
-    return [_integer(key, value) for value in _sequence(metadata, key)]
+    values = list(_sequence(metadata, key))
+    return values if set(map(type, values)) <= {int} else [_integer(key, value) for value in values]
 
 
 def _integer(key: str, value: Any) -> int:

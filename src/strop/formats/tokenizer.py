@@ -3,20 +3,25 @@
 import functools
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import tokenizers
 
 from strop.core.config import MIB
-from strop.core.errors import FormatError, RequestError, UnsupportedError
+from strop.core.errors import FormatError, RequestError, StropError, UnsupportedError
+from strop.formats.sentencepiece_file import from_model_file
 from strop.formats.template import TemplateRenderer, replace_surrogates
 
-ByteCoding = Literal["byte_level", "metaspace"]
-"""How a vocabulary spells bytes: as GPT-2's 256 printable characters, or as text with `▁` for space and `<0xNN>`."""
+T = TypeVar("T")
+
+ByteCoding = Literal["byte_level", "metaspace", "wordpiece"]
+"""How a vocabulary spells bytes: as GPT-2's 256 printable characters, as text with `▁` for space and `<0xNN>`, or (an
+encoder's, which loses case and spaces) as words and, after `##`, their continuations."""
 
 MAX_CONFIG_BYTES = 64 * MIB
 
@@ -56,7 +61,8 @@ class SpecialTokens:
 class Tokenizer:
     """One vocabulary with its special tokens and chat template. Safe to use from several threads.
 
-    Ids of `backend` from `vocab_size` on are stand-ins that never leave this class.
+    Ids of `backend` from `vocab_size` on are stand-ins that never leave this class: `stand_ins` says which ids take
+    their place, none where it says nothing.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Tokenizer:
         special: SpecialTokens,
         *,
         vocab_size: int | None = None,
+        stand_ins: Mapping[int, tuple[int, ...]] | None = None,
         strips_leading_space: bool = False,
         chat_template: str | None = None,
         renderer: TemplateRenderer | None = None,
@@ -80,7 +87,8 @@ class Tokenizer:
         self.chat_template = chat_template
         num_backend_ids = _num_ids(backend)
         self.vocab_size = num_backend_ids if vocab_size is None else vocab_size
-        self._drops_ids = self.vocab_size < num_backend_ids
+        self._stand_ins = dict(stand_ins or {})
+        self._has_stand_ins = self.vocab_size < num_backend_ids
         self.special_ids = frozenset(token_id for token_id, token in self._added.items() if token.special)
         self.bos_id = special.bos_id
         self.eos_ids = special.eos_ids
@@ -94,8 +102,8 @@ class Tokenizer:
         """
         backend = self._backend if allow_special else self._literal_backend
         ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
-        if self._drops_ids:
-            ids = [token_id for token_id in ids if token_id < self.vocab_size]
+        if self._has_stand_ins:
+            ids = self._without_stand_ins(ids)
         if add_special:
             return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
         return ids
@@ -106,6 +114,8 @@ class Tokenizer:
         A vocabulary that puts a space before every text has it taken off again, unless `continuation`: then `ids`
         follow other tokens, and the space is part of the text.
         """
+        if self._byte_coding == "wordpiece":
+            return self._decode_words(list(ids), skip_special)
         skipped = self.special_ids if skip_special else frozenset[int]()
         data = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
         text = data.decode("utf-8", "replace")
@@ -134,6 +144,32 @@ class Tokenizer:
             self.chat_template, {**names, "messages": messages, "add_generation_prompt": add_generation_prompt}
         )
 
+    def fit_embedding(self, num_rows: int) -> None:
+        """Checks that the model has a row for every token; more rows (padding) are fine. FormatError if not.
+
+        Added tokens past the end that nothing uses become plain text: Gemma 3's text models share the tokenizer of
+        those that see, and have no row for its image token. Call it before the tokenizer is used.
+        """
+        beyond = range(num_rows, self.vocab_size)
+        used = self.eos_ids.union(self._special.prefix_ids, self._special.suffix_ids)
+        template = self.chat_template or ""
+        for token_id in beyond:
+            added = self._added.get(token_id)
+            if added is None or token_id in used or added.content in template:
+                name = added.content if added is not None else self._backend.id_to_token(token_id)
+                raise FormatError(
+                    f"the tokenizer has {self.vocab_size} tokens, the model's embedding {num_rows} rows: none for token"
+                    f" {token_id} ({name!r}); use the tokenizer that belongs to the model, or resize its embedding"
+                )
+        # Cut in two, a name is not recognised.
+        for token_id in beyond:
+            name = self._added[token_id].content
+            self._stand_ins[token_id] = tuple(i for part in (name[:1], name[1:]) for i in self.encode(part, False))
+        if beyond:
+            self.special_ids -= set(beyond)
+            self.vocab_size = num_rows
+            self._has_stand_ins = True
+
     def start_renderer(self) -> None:
         """Begin starting the process that renders chat templates, so that the first one need not wait for it."""
         if self.chat_template is not None:
@@ -143,20 +179,36 @@ class Tokenizer:
         """Stop the process that renders chat templates."""
         self._renderer.close()
 
+    def _without_stand_ins(self, ids: list[int]) -> list[int]:
+        size, spelled = self.vocab_size, self._stand_ins
+        return [real for i in ids for real in ((i,) if i < size else spelled.get(i, ()))]
+
+    def _decode_words(self, ids: list[int], skip_special: bool) -> str:
+        """The library's own decoding: spaces between words, tidied around punctuation."""
+        for token_id in ids:
+            self.token_bytes(token_id)  # refuses an id out of range
+        text: str = self._backend.decode(ids, skip_special_tokens=skip_special)
+        return text
+
     @functools.cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
         # The switch is a state of the object, so a shared one would race between threads.
-        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        content = self._backend.to_str()
+        if type(self._backend.model).__name__ == "Unigram":
+            content = _without_special_pieces(content, self.special_ids)
+        backend = tokenizers.Tokenizer.from_str(content)
         backend.encode_special_tokens = True
         return backend
 
     def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
             content: str = self._added[token_id].content
-            return content.encode()
+            return (content.replace("▁", " ") if self._byte_coding == "metaspace" else content).encode()
         text = self._backend.id_to_token(token_id)
         if text is None:
             return b""
+        if self._byte_coding == "wordpiece":
+            return text.removeprefix("##").encode() if text.startswith("##") else f" {text}".encode()
         if self._byte_coding == "byte_level":
             try:
                 return bytes(BYTE_OF_CHARACTER[ord(character)] for character in text)
@@ -168,34 +220,60 @@ class Tokenizer:
 
 
 def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, and if there tokenizer_config.json,
+    """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model, and if there tokenizer_config.json,
     generation_config.json, chat_template.jinja. FormatError for damaged files, UnsupportedError for a decoder that is
     not byte-exact."""
     folder = Path(folder)
-    backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
-    backend.no_truncation()
-    backend.no_padding()
     config = _read_json(folder / "tokenizer_config.json")
-    _add_missing_tokens(backend, config)
-    byte_coding, strips_leading_space = _byte_coding(backend)
+    whole, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
+    if whole.exists() or not model_file.is_file():
+        backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(whole)))
+        backend.no_truncation()
+        backend.no_padding()
+        _add_missing_tokens(backend, config)
+        byte_coding, strips_leading_space = _byte_coding(backend)
+        vocab_size, stand_ins = None, {}
+    else:
+        found = build("tokenizer.model", lambda: from_model_file(model_file, config))
+        backend, config, vocab_size, stand_ins = found.backend, found.config, found.vocab_size, found.stand_ins
+        byte_coding, strips_leading_space = "metaspace", found.adds_space_prefix
     return Tokenizer(
         backend,
         byte_coding,
         _special_tokens(backend, config, _read_json(folder / "generation_config.json")),
+        vocab_size=vocab_size,
+        stand_ins=stand_ins,
         strips_leading_space=strips_leading_space,
         chat_template=_chat_template(folder, config),
         renderer=renderer,
     )
 
 
-def build(name: str, make: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
+def build(name: str, make: Callable[[], T]) -> T:
     """`make()`, with whatever the library raises (also a panic, which is no Exception) as FormatError."""
     try:
         return make()
+    except StropError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise FormatError(f"{name} does not hold a usable tokenizer: {error}; fetch the model again") from None
         raise
+
+
+def _without_special_pieces(content: str, special_ids: frozenset[int]) -> str:
+    """tokenizer.json whose unigram model does not know the names of special tokens, where it would find them as words.
+
+    Their ids stay taken, by texts that nobody can guess.
+    """
+    tokenizer = msgspec.json.decode(content)
+    pieces = tokenizer["model"]["vocab"]
+    for token_id in special_ids:
+        if token_id < len(pieces):
+            pieces[token_id][0] = secrets.token_hex(16)
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if not token["special"]]
+    tokenizer["post_processor"] = None
+    return msgspec.json.encode(tokenizer).decode()
 
 
 def end_token_ids(backend: tokenizers.Tokenizer, known_ids: Iterable[int]) -> frozenset[int]:
@@ -260,6 +338,8 @@ def _byte_coding(backend: tokenizers.Tokenizer) -> tuple[ByteCoding, bool]:
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
         return "byte_level", False
+    if kinds == {"WordPiece"} and decoder["prefix"] == "##":
+        return "wordpiece", False
     replaces = [step for step in steps if step["type"] == "Replace"]
     if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"} and all(
         (step["pattern"], step["content"]) == ({"String": "▁"}, " ") for step in replaces
@@ -273,7 +353,7 @@ def _byte_coding(backend: tokenizers.Tokenizer) -> tuple[ByteCoding, bool]:
             return "metaspace", any(step.get("prepend_scheme") != "never" for step in spaces)
     raise UnsupportedError(
         f"tokenizer.json has decoder {decoder!r}; Strop takes ByteLevel, or the SentencePiece kinds (Metaspace, or "
-        "Replace of '▁' with ByteFallback, Fuse, Strip), whose text is exact to the byte"
+        "Replace of '▁' with ByteFallback, Fuse, Strip), whose text is exact to the byte, or WordPiece with prefix '##'"
     )
 
 

@@ -10,7 +10,11 @@ import ml_dtypes
 import numpy as np
 
 GROUP_LEN = 32
-"""Weights that share one scale: the block length of GGUF's Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0."""
+"""Weights that share one scale: the block length of GGUF's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and IQ4_NL."""
+GROUP_LENS = (16, 32)
+SUPER_LEN = 256
+"""Weights in a super-block of a K-quant: those that share one float of a TwoLevelScale."""
+CODE_BITS = (2, 3, 4, 5, 6, 8)
 
 DENSE_DTYPES = {
     "F32": np.dtype(np.float32),
@@ -33,32 +37,93 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupQuantized:
-    """Integer codes with one scale (and perhaps one offset) per group of 32 weights along a row.
+class TwoLevelScale:
+    """Scales (or offsets) as K-quants store them: a float per 256 weights times a small integer per group.
 
-    w[n, k] = scale[n, k // 32] * (codes[n, k] - zero) + (offset[n, k // 32] if offset is not None else 0)
+    Both levels stay as the file has them, so that kernels can read the few bits; `product` is the scale itself.
+    """
+
+    super_scale: np.ndarray
+    """float16 [N, K // 256]."""
+    local: np.ndarray
+    """int8 or uint8 [N, K // group_len]."""
+
+    def __post_init__(self) -> None:
+        if self.super_scale.dtype != np.float16 or self.local.dtype not in (np.int8, np.uint8):
+            raise ValueError(f"super_scale is {self.super_scale.dtype} and local is {self.local.dtype}")
+        if self.super_scale.ndim != 2 or self.local.ndim != 2 or len(self.super_scale) != len(self.local):
+            raise ValueError(f"local {self.local.shape} does not fit super_scale {self.super_scale.shape}")
+        if self.local.shape[1] % max(1, self.super_scale.shape[1]):
+            raise ValueError(f"local {self.local.shape} is not whole super-blocks of {self.super_scale.shape}")
+
+    def product(self) -> np.ndarray:
+        """float32 [N, K // group_len], exact: 11 significant bits times 8 fit in 24."""
+        rows, num_super = self.super_scale.shape
+        factors = self.local.reshape(rows, num_super, -1).astype(np.float32)
+        factors *= self.super_scale.astype(np.float32)[:, :, None]
+        return factors.reshape(self.local.shape)
+
+    def take_rows(self, index: np.ndarray | slice) -> "TwoLevelScale":
+        """Rows picked by integers or a slice."""
+        return TwoLevelScale(self.super_scale[index], self.local[index])
+
+
+Scale = np.ndarray | TwoLevelScale
+"""One number per group: float16 [N, K // group_len], or in two levels."""
+
+
+def scale_values(scale: Scale) -> np.ndarray:
+    """float32 [N, K // group_len], exact."""
+    return scale.product() if isinstance(scale, TwoLevelScale) else scale.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupQuantized:
+    """Integer codes with one scale (and perhaps one offset) per group of weights along a row.
+
+    With g = k // group_len:
+    w[n, k] = scale[n, g] * (codes[n, k] - zero) + (offset[n, g] if offset is not None else 0)
+
+    An offset is always added. Formats that subtract a minimum (dmin * m) have -dmin as the offset's super_scale.
     """
 
     codes: np.ndarray
     """uint8 [N, K], each below 2**bits."""
-    scale: np.ndarray
-    """float16 [N, K // 32]."""
-    offset: np.ndarray | None
-    """float16 [N, K // 32], or None."""
+    scale: Scale
+    """[N, K // group_len]."""
+    offset: Scale | None
+    """[N, K // group_len], or None."""
     zero: int
     """The code that stands for a weight of 0 (plus the offset)."""
     bits: int
-    """4, 5 or 8."""
+    """2, 3, 4, 5, 6 or 8."""
+    group_len: int = GROUP_LEN
+    """Weights that share one scale: 16 or 32."""
 
     def __post_init__(self) -> None:
-        rows, columns = self.codes.shape
-        if self.codes.dtype != np.uint8 or self.bits not in (4, 5, 8) or not 0 <= self.zero < 1 << self.bits:
+        columns = self.codes.shape[1]
+        if self.codes.dtype != np.uint8 or self.bits not in CODE_BITS or not 0 <= self.zero < 1 << self.bits:
             raise ValueError(f"codes are {self.codes.dtype} with bits={self.bits}, zero={self.zero}")
+        if self.group_len not in GROUP_LENS:
+            raise ValueError(f"group_len={self.group_len} is none of {GROUP_LENS}")
         for part in (self.scale, self.offset):
-            if part is not None and (part.dtype != np.float16 or part.shape != (rows, columns // GROUP_LEN)):
-                raise ValueError(f"{part.dtype} {part.shape} does not fit codes of shape {self.codes.shape}")
-        if columns % GROUP_LEN:
-            raise ValueError(f"rows of {columns} weights are not whole groups of {GROUP_LEN}")
+            if part is not None:
+                self._check_part(part)
+        if columns % self.group_len:
+            raise ValueError(f"rows of {columns} weights are not whole groups of {self.group_len}")
+
+    def _check_part(self, part: Scale) -> None:
+        rows, columns = self.codes.shape
+        groups = (rows, columns // self.group_len)
+        if isinstance(part, TwoLevelScale):
+            supers = (rows, columns // SUPER_LEN)
+            if columns % SUPER_LEN or part.local.shape != groups or part.super_scale.shape != supers:
+                raise ValueError(
+                    f"two levels {part.super_scale.shape}, {part.local.shape} do not fit codes of shape"
+                    f" {self.codes.shape}: groups of {self.group_len} in super-blocks of {SUPER_LEN}"
+                )
+        elif part.dtype != np.float16 or part.shape != groups:
+            raise ValueError(f"{part.dtype} {part.shape} does not fit codes of shape {self.codes.shape}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,20 +132,30 @@ class GroupQuantized:
         return rows, columns
 
     def dequantize(self) -> np.ndarray:
-        """float32 [N, K]. The product is exact (a float16 times a small integer); only adding the offset rounds."""
+        """float32 [N, K]. Every GGUF format's product of scale and code is exact; only adding the offset rounds."""
         rows, columns = self.shape
-        grouped = (rows, columns // GROUP_LEN, GROUP_LEN)
+        grouped = (rows, columns // self.group_len, self.group_len)
         weights = self.codes.reshape(grouped).astype(np.float32)
         weights -= np.float32(self.zero)
-        weights *= self.scale.astype(np.float32)[:, :, None]
+        weights *= scale_values(self.scale)[:, :, None]
         if self.offset is not None:
-            weights += self.offset.astype(np.float32)[:, :, None]
+            weights += scale_values(self.offset)[:, :, None]
         return weights.reshape(rows, columns)
 
     def take_rows(self, index: np.ndarray | slice) -> "GroupQuantized":
         """The same weights with rows picked by integers or a slice; lossless, since no group crosses a row."""
-        offset = None if self.offset is None else self.offset[index]
-        return GroupQuantized(self.codes[index], self.scale[index], offset, self.zero, self.bits)
+        scale, offset = _take_rows(self.scale, index), self.offset
+        offset = None if offset is None else _take_rows(offset, index)
+        return GroupQuantized(self.codes[index], scale, offset, self.zero, self.bits, self.group_len)
+
+    def is_finite(self) -> bool:
+        """Whether no scale and no offset is NaN or infinite."""
+        floats = (part.super_scale if isinstance(part, TwoLevelScale) else part for part in (self.scale, self.offset))
+        return all(part is None or bool(np.isfinite(part).all()) for part in floats)
+
+
+def _take_rows(scale: Scale, index: np.ndarray | slice) -> Scale:
+    return scale.take_rows(index) if isinstance(scale, TwoLevelScale) else scale[index]
 
 
 TensorValue = np.ndarray | GroupQuantized
@@ -92,47 +167,6 @@ def dense(value: TensorValue) -> np.ndarray:
     if isinstance(value, GroupQuantized):
         return value.dequantize()
     return value.astype(np.float32, copy=False)
-
-
-@dataclass(frozen=True, slots=True)
-class BlockFormat:
-    """Layout of one GGUF block of 32 weights: scale, [offset], [fifth bits], codes. All little-endian, unpadded."""
-
-    bits: int
-    zero: int
-    has_offset: bool
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block."""
-        fifth_bits_bytes = GROUP_LEN // 8 if self.bits == 5 else 0
-        code_bytes = GROUP_LEN if self.bits == 8 else GROUP_LEN // 2
-        return 2 + 2 * self.has_offset + fifth_bits_bytes + code_bytes
-
-
-BLOCK_FORMATS = {
-    "Q4_0": BlockFormat(bits=4, zero=8, has_offset=False),
-    "Q4_1": BlockFormat(bits=4, zero=0, has_offset=True),
-    "Q5_0": BlockFormat(bits=5, zero=16, has_offset=False),
-    "Q5_1": BlockFormat(bits=5, zero=0, has_offset=True),
-    "Q8_0": BlockFormat(bits=8, zero=128, has_offset=False),
-}
-
-
-def decode_blocks(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQuantized:
-    """Raw GGUF blocks (uint8, flat) -> the canonical [N, K] value. `raw` must hold exactly N * K // 32 blocks."""
-    layout = BLOCK_FORMATS[format_name]
-    rows, columns = shape
-    groups = columns // GROUP_LEN
-    blocks = raw.reshape(rows * groups, layout.block_bytes)
-    scale = _float16_column(blocks, 0).reshape(rows, groups)
-    offset = _float16_column(blocks, 2).reshape(rows, groups) if layout.has_offset else None
-    codes = _DECODE_CODES[layout.bits](blocks[:, 2 + 2 * layout.has_offset :]).reshape(rows, columns)
-    return GroupQuantized(codes, scale, offset, layout.zero, layout.bits)
-
-
-def _float16_column(blocks: np.ndarray, start: int) -> np.ndarray:
-    return np.ascontiguousarray(blocks[:, start : start + 2]).view("<f2")[:, 0]
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
@@ -155,4 +189,54 @@ def _bytes(packed: np.ndarray) -> np.ndarray:
     return packed ^ np.uint8(0x80)
 
 
-_DECODE_CODES: dict[int, Callable[[np.ndarray], np.ndarray]] = {4: _nibbles, 5: _five_bits, 8: _bytes}
+IQ4_CODES = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241], np.uint8)
+"""The unevenly spaced values of IQ4_NL and IQ4_XS (`kvalues_iq4nl` in ggml-common.h), plus 128: 8-bit codes."""
+
+
+def _codebook(packed: np.ndarray) -> np.ndarray:
+    return IQ4_CODES[_nibbles(packed)]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """Layout of one GGUF block of 32 weights: scale, [offset], [fifth bits], codes. All little-endian, unpadded."""
+
+    bits: int
+    """Of a canonical code; the file's may be fewer (IQ4_NL)."""
+    zero: int
+    has_offset: bool
+    code_bytes: int
+    """Of one block's codes in the file."""
+    decode_codes: Callable[[np.ndarray], np.ndarray]
+    """uint8 [blocks, code_bytes] -> codes [blocks, 32]."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return 2 + 2 * self.has_offset + self.code_bytes
+
+
+BLOCK_FORMATS = {
+    "Q4_0": BlockFormat(4, 8, False, 16, _nibbles),
+    "Q4_1": BlockFormat(4, 0, True, 16, _nibbles),
+    "Q5_0": BlockFormat(5, 16, False, 20, _five_bits),
+    "Q5_1": BlockFormat(5, 0, True, 20, _five_bits),
+    "Q8_0": BlockFormat(8, 128, False, 32, _bytes),
+    "IQ4_NL": BlockFormat(8, 128, False, 16, _codebook),
+}
+
+
+def decode_blocks(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQuantized:
+    """Raw GGUF blocks (uint8, flat) -> the canonical [N, K] value. `raw` must hold exactly N * K // 32 blocks."""
+    layout = BLOCK_FORMATS[format_name]
+    rows, columns = shape
+    groups = columns // GROUP_LEN
+    blocks = raw.reshape(rows * groups, layout.block_bytes)
+    scale = _float16_column(blocks, 0).reshape(rows, groups)
+    offset = _float16_column(blocks, 2).reshape(rows, groups) if layout.has_offset else None
+    codes = layout.decode_codes(blocks[:, 2 + 2 * layout.has_offset :]).reshape(rows, columns)
+    return GroupQuantized(codes, scale, offset, layout.zero, layout.bits)
+
+
+def _float16_column(blocks: np.ndarray, start: int) -> np.ndarray:
+    return np.ascontiguousarray(blocks[:, start : start + 2]).view("<f2")[:, 0]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from strop.formats.values import GROUP_LEN, GroupQuantized, TensorValue, dense
+from strop.core.errors import UnsupportedError
+from strop.formats.values import GROUP_LEN, GroupQuantized, Scale, TensorValue, TwoLevelScale, dense
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS
 
 _DENSE_FORMATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(ml_dtypes.bfloat16): "bf16"}
@@ -26,15 +27,26 @@ def unify(parts: Sequence[TensorValue]) -> list[TensorValue]:
 
 
 def _with_offset(part: GroupQuantized) -> TensorValue:
-    offset = np.zeros_like(part.scale) if part.offset is None else part.offset
-    folded = (offset.astype(np.float64) - part.zero * part.scale.astype(np.float64)).astype(np.float16)
-    return GroupQuantized(part.codes, part.scale, folded, 0, 8)
+    scale = _one_level(part.scale)
+    offset = np.zeros_like(scale) if part.offset is None else _one_level(part.offset)
+    folded = (offset.astype(np.float64) - part.zero * scale.astype(np.float64)).astype(np.float16)
+    return GroupQuantized(part.codes, scale, folded, 0, 8)
+
+
+def _one_level(scale: Scale) -> np.ndarray:
+    if isinstance(scale, TwoLevelScale):
+        raise UnsupportedError(
+            "the native kernels have no packed format for K-quants (scales in two levels) yet; they take Q4_0, Q4_1,"
+            " Q5_0, Q5_1, Q8_0 and IQ4_NL: use a file with one of these types, or set STROP_NATIVE=0"
+        )
+    return scale
 
 
 def packed_format(part: TensorValue) -> str:
     """The key of PACKED_FORMATS that holds `part` exactly."""
     if isinstance(part, np.ndarray):
         return _DENSE_FORMATS[part.dtype]
+    _one_level(part.scale)
     if part.offset is not None:
         return "q4_offset" if part.bits == 4 and part.zero == 0 else "q8_offset"
     return {8: "q4", 128: "q8", 16: "q8_zero16"}[part.zero]
@@ -74,10 +86,10 @@ def _join_rows(parts: Sequence[TensorValue]) -> TensorValue:
     if isinstance(first, np.ndarray):
         return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
     quantized = [part for part in parts if isinstance(part, GroupQuantized)]
-    offsets = [part.offset for part in quantized if part.offset is not None]
+    offsets = [_one_level(part.offset) for part in quantized if part.offset is not None]
     return GroupQuantized(
         np.concatenate([part.codes for part in quantized]),
-        np.concatenate([part.scale for part in quantized]),
+        np.concatenate([_one_level(part.scale) for part in quantized]),
         np.concatenate(offsets) if offsets else None,
         first.zero,
         first.bits,
@@ -117,7 +129,7 @@ def _pack_quantized(part: GroupQuantized, bits: int, groups: int, tiles: np.ndar
     at = codes_bytes
     for values in (part.scale, part.offset):
         if values is not None:
-            by_column = _pad_rows(values, num_tiles * TILE_COLUMNS).reshape(num_tiles, TILE_COLUMNS, groups)
+            by_column = _pad_rows(_one_level(values), num_tiles * TILE_COLUMNS).reshape(num_tiles, TILE_COLUMNS, groups)
             by_group = np.ascontiguousarray(by_column.transpose(0, 2, 1)).view(np.uint8).reshape(num_tiles, -1)
             tiles[:, at : at + by_group.shape[1]] = by_group
             at += by_group.shape[1]

@@ -116,13 +116,12 @@ class ParameterReader:
         """The parameter's exact value. Raises FormatError when it, or one of its scales, is not finite."""
         name = self._tensor_names[path]
         value = self.checkpoint.read(name)
-        parts = (value.scale, value.offset) if isinstance(value, GroupQuantized) else (value,)
-        for part in parts:
-            if part is not None and not np.isfinite(part).all():
-                raise FormatError(
-                    f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
-                    " it again"
-                )
+        finite = value.is_finite() if isinstance(value, GroupQuantized) else np.isfinite(value).all()
+        if not finite:
+            raise FormatError(
+                f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
+                " it again"
+            )
         if self._names is not None and self._names.adjacent_rotary_pairs:
             return self._with_halves_apart(path, value)
         return value
