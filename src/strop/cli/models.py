@@ -7,6 +7,7 @@ import time
 import click
 
 from strop.cli.output import print_table, size
+from strop.core.errors import RequestError
 from strop.formats.cached import CachedModel
 
 
@@ -41,16 +42,21 @@ def _row(model: CachedModel) -> list[str]:
 
 @command.command("remove")
 @click.argument("names", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal to ask in.")
 def remove_command(names: tuple[str, ...], yes: bool) -> None:
-    """Deletes cached models. NAMES are names or hashes, or prefixes that fit only one model."""
+    """Deletes cached models.
+
+    NAMES are names (all that is cached of this name goes), hashes, or prefixes that fit only one model.
+    """
     from strop.formats.cached import cached_models, choose, remove
 
     chosen = choose(cached_models(), names)
-    if sys.stdin.isatty() and not yes:
+    if not yes:
         for model in chosen:
-            click.echo(f"{model.name} ({model.kind}, {size(model.num_bytes)}): {model.path}")
-        click.confirm("delete?", abort=True)
+            print(f"{model.name} ({model.kind}, {size(model.num_bytes)}): {model.path}", file=sys.stderr)
+        if not sys.stdin.isatty():
+            raise RequestError("nothing was deleted: there is no terminal to ask in, so add --yes")
+        click.confirm(f"delete {'it' if len(chosen) == 1 else f'all {len(chosen)}'}?", abort=True, err=True)
     freed_bytes = 0
     for model in chosen:
         removal = remove(model)

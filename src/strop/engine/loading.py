@@ -78,25 +78,15 @@ def load_model(
         tokenizer.start_renderer()
     config = resolve(config, spec)
 
-    import jax
-
-    _keep_compiled_steps(jax)
-    reason = why_no_kernels(spec, config) if jax.default_backend() == "cpu" else None
-    platform: Platform = "native" if jax.default_backend() == "cpu" and reason is None else "xla"
+    keep_compiled_steps()
+    platform, reason = choose_platform(spec, config)
     if reason is not None:
         log.warning(
             "running on XLA without the native kernels (%s): the weights are dequantised to float32, which takes 4 to "
             "7 times the memory of 4-bit weights and is several times slower",
             reason,
         )
-    memory = plan_memory(
-        reader,
-        spec,
-        config,
-        platform,
-        available_bytes=available_bytes(),
-        dense_item_bytes=4 if jax.default_backend() == "cpu" else 2,
-    )
+    memory = plan_memory_here(reader, spec, config, platform)
     if on_plan is not None:
         on_plan(memory)
     config = replace(config, num_blocks=memory.num_blocks, memory_bytes=memory.limit_bytes)
@@ -108,7 +98,25 @@ def load_model(
     return LoadedModel(spec, params, tokenizer, memory, platform), config
 
 
-def why_no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
+def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, str | None]:
+    """What the model runs on here, and on a processor without the native kernels the reason."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return "xla", None
+    reason = _no_kernels(spec, config)
+    return ("native" if reason is None else "xla"), reason
+
+
+def plan_memory_here(reader: ParameterReader, spec: ModelSpec, config: EngineConfig, platform: Platform) -> MemoryPlan:
+    """`plan_memory` with what this machine has. `config` must be resolved. Raises CapacityError."""
+    import jax
+
+    item_bytes = 4 if jax.default_backend() == "cpu" else 2
+    return plan_memory(reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes)
+
+
+def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
     """Why the native kernels cannot serve this model here; None when they can."""
     if os.environ.get("STROP_NATIVE") == "0":
         return "STROP_NATIVE=0"
@@ -156,16 +164,18 @@ def resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
     )
 
 
-def _keep_compiled_steps(jax: object) -> None:
+def keep_compiled_steps() -> None:
     """Compiled steps go to the cache directory, so that a second start does not compile."""
     directory = cache_directory() / "xla"
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):
         return
+    import jax
+
     # A full disk costs only compile time, and jax would warn about each step.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    update = jax.config.update  # type: ignore[attr-defined]
+    update: Callable[[str, object], None] = jax.config.update
     update("jax_compilation_cache_dir", str(directory))
     update("jax_persistent_cache_min_compile_time_secs", 0.0)
     update("jax_persistent_cache_min_entry_size_bytes", -1)

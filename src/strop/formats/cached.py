@@ -100,33 +100,34 @@ def _snapshots(hub_directory: Path | None) -> Iterable[CachedModel]:
             )
 
 
-def choose(models: Sequence[CachedModel], prefixes: Sequence[str]) -> list[CachedModel]:
-    """The one model that each prefix of a name, hash or id stands for; a whole name or id wins over a prefix.
+def choose(models: Sequence[CachedModel], names: Sequence[str]) -> list[CachedModel]:
+    """What each name stands for: all models of exactly this name or hash, else the one that begins with it.
 
     Raises:
         RequestError: a prefix is too short, fits nothing, or fits several.
     """
     chosen: dict[tuple[str, str], CachedModel] = {}
-    for prefix in prefixes:
-        if len(prefix) < _MIN_PREFIX_LEN:
-            raise RequestError(f"{prefix!r} is too short: give {_MIN_PREFIX_LEN} or more characters of a name or hash")
-        named = [model for model in models if prefix in (model.name, model.id, model.hash)]
-        found = named or [model for model in models if any(map(_starts_with(prefix), _handles(model)))]
+    for name in names:
+        found = [model for model in models if name in _handles(model)]
         if not found:
-            raise RequestError(f"{prefix!r} is not cached: `strop models` lists what is")
-        if len(found) > 1:
-            several = ", ".join(f"{model.name} ({model.kind}, {model.id[:12]})" for model in found)
-            raise RequestError(f"{prefix!r} fits {len(found)} models: {several}; give the hash of one of them")
-        chosen[found[0].kind, found[0].id] = found[0]
+            found = [_only(name, [m for m in models if any(handle.startswith(name) for handle in _handles(m))])]
+        chosen |= {(model.kind, model.id): model for model in found}
     return list(chosen.values())
 
 
-def _handles(model: CachedModel) -> tuple[str, str, str]:
-    return model.name, model.hash, model.id
+def _handles(model: CachedModel) -> tuple[str, ...]:
+    return tuple(handle for handle in (model.name, model.hash, model.id) if handle)
 
 
-def _starts_with(prefix: str) -> Any:
-    return lambda text: text.startswith(prefix)
+def _only(prefix: str, found: list[CachedModel]) -> CachedModel:
+    if len(prefix) < _MIN_PREFIX_LEN:
+        raise RequestError(f"{prefix!r} is too short: give {_MIN_PREFIX_LEN} or more characters of a name or hash")
+    if not found:
+        raise RequestError(f"{prefix!r} is not cached: `strop models` lists what is")
+    if len(found) > 1:
+        several = ", ".join(f"{model.name} ({model.kind}, {(model.hash or model.id)[:12]})" for model in found)
+        raise RequestError(f"{prefix!r} fits {len(found)} models: {several}; give the whole name or hash")
+    return found[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,28 +159,36 @@ def _remove_pack(model: CachedModel, directory: Path) -> Removal:
     lock_fd = os.open(directory / f"{model.id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        users = _users(path)
-        path.unlink(missing_ok=True)
+        users = _users([path])
+        path.unlink(missing_ok=True)  # who has it mapped keeps what it sees
     except BlockingIOError:
         return Removal(model, 0, "another process is packing it: try again when it has ended")
     finally:
         os.close(lock_fd)
-    if users:
-        some = ", ".join(map(str, users[:5]))
-        return Removal(model, model.num_bytes, f"its space is free when the processes that use it end: {some}")
-    return Removal(model, model.num_bytes)
+    note = f"its space is free when the processes that use it end: {_some(users)}" if users else ""
+    return Removal(model, model.num_bytes, note)
 
 
-def _users(path: Path) -> list[int]:
-    """Processes that have the file mapped, as far as the system lets us see."""
-    wanted, found = f" {path.resolve()}\n", []
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+def _users(paths: Iterable[Path]) -> list[int]:
+    """Processes that have one of these files, or one below these folders, open or mapped, as far as we may see."""
+    wanted = {str(path.resolve()) for path in paths}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if wanted in maps.read_text(errors="replace"):
-                found.append(int(maps.parent.name))
+            mapped = [
+                line.split(maxsplit=5)[5:] for line in (process / "maps").read_text(errors="replace").splitlines()
+            ]
+            opened = [os.readlink(link) for link in (process / "fd").iterdir()]
         except OSError:  # another user's, or it has just ended
             continue
+        names = {*opened, *(name for (name,) in filter(None, mapped))}
+        if any(not wanted.isdisjoint((name, *map(str, Path(name).parents))) for name in names if name.startswith("/")):
+            found.append(int(process.name))
     return sorted(found)
+
+
+def _some(process_ids: list[int]) -> str:
+    return ", ".join(map(str, process_ids[:5])) + ", ..." * (len(process_ids) > 5)
 
 
 def _remove_snapshot(model: CachedModel, hub_directory: Path | None) -> Removal:
@@ -189,12 +198,15 @@ def _remove_snapshot(model: CachedModel, hub_directory: Path | None) -> Removal:
     repos = frozenset(repo for repo in scanned.repos if repo.repo_type == "model" and repo.repo_id == model.name)
     strategy = replace(scanned, repos=repos).delete_revisions(model.id)
     root = _hub_root(hub_directory)
-    for path in (*strategy.repos, *strategy.snapshots, *strategy.blobs, *strategy.refs):
+    doomed = [*strategy.repos, *strategy.snapshots, *strategy.blobs, *strategy.refs]
+    for path in doomed:
         if not path.resolve().is_relative_to(root):
             raise StropError(
                 f"{model.name}: {path.resolve()} lies outside the Hub's cache {root} and will not be deleted: remove"
                 " the link to it first"
             )
+    if users := _users(doomed):  # another program may be about to open the next of its files
+        return Removal(model, 0, f"processes use it: {_some(users)}; try again when they have ended")
     strategy.execute()
     if left := [path for path in (*strategy.repos, *strategy.snapshots) if path.exists()]:
         raise StropError(f"{left[0]}: cannot be deleted: check its permissions")
