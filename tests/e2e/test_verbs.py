@@ -1,6 +1,7 @@
 """`strop eval`, `strop inspect` and `strop models` as a user starts them."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +21,11 @@ def offline(tmp_path: Path) -> dict[str, str]:
     return {"STROP_CACHE": str(tmp_path / "cache"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
 
 
-def test_eval_of_the_real_model_against_itself(strop: Strop, smollm2_path: Path, tmp_path: Path) -> None:
+def test_eval_of_the_real_model_against_itself(strop: Strop, smollm2_path: Path) -> None:
     """The reference is float32 on the same weights: close, and not the same, as the kernels round to int8."""
-    report = tmp_path / "eval.json"
-    result = strop("eval", smollm2_path, "--reference", smollm2_path, *SMALL, "--json", report)
+    result = strop("eval", smollm2_path, "--reference", smollm2_path, *SMALL, "--json")
     assert result.returncode == 0, result.stderr
-    assert [line.split("  ")[0] for line in result.stdout.splitlines()[1:]] == [
-        "perplexity",
-        "reference perplexity",
-        "perplexity ratio",
-        "KL divergence",
-        "top-1 agreement",
-    ]
-    found = json.loads(report.read_text())
+    found = json.loads(result.stdout)
     assert (found["num_windows"], found["num_positions"]) == (2, 156)
     assert 10 < found["perplexity"]["low"] < found["perplexity"]["mean"] < found["perplexity"]["high"] < 200
     fidelity = found["fidelity"]
@@ -43,14 +36,27 @@ def test_eval_of_the_real_model_against_itself(strop: Strop, smollm2_path: Path,
     assert found["source_hash"] == found["reference_hash"]
 
 
+def test_eval_in_words(strop: Strop, tiny: Path) -> None:
+    result = strop("eval", tiny, "--reference", tiny, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()] == [
+        "measured on",
+        "perplexity",
+        "reference perplexity",
+        "perplexity ratio",
+        "KL divergence",
+        "top-1 agreement",
+    ]
+    assert result.stderr.startswith("running the reference in float32: 160 tokens of ")
+
+
 def test_eval_tells_plain_text_from_noise(strop: Strop, smollm2_path: Path, tmp_path: Path) -> None:
     def perplexity(*options: object, **kwargs: str) -> float:
-        report = tmp_path / "eval.json"
-        result = strop("eval", smollm2_path, *SMALL, *options, "--json", report, **kwargs)
+        result = strop("eval", smollm2_path, *SMALL, *options, "--json", **kwargs)
         assert result.returncode == 0, result.stderr
-        assert "reference" not in result.stdout
-        found: float = json.loads(report.read_text())["perplexity"]["mean"]
-        return found
+        found = json.loads(result.stdout)
+        assert found["fidelity"] is None
+        return float(found["perplexity"]["mean"])
 
     plain = "The cat sat on the mat and looked at the dog. The dog looked at the cat. " * 12
     (tmp_path / "text.txt").write_text(plain)
@@ -85,16 +91,32 @@ def test_inspect_the_real_model(strop: Strop, smollm2_path: Path) -> None:
         "layers\t30",
         "9 query heads on 3 key-value heads of 64 dims",
         "Q4_1\t210\t",
-        "memory: weights 92 MiB",
+        "all\t272\t134,515,008\t",
+        "runs on\t",
+        "memory\tweights ",
+        "at most\tone sequence decodes ",
+        " at 2,048 tokens of context",
     ):
         assert part in text.stdout
-    assert "limit on this machine" in text.stdout
     assert "\x1b" not in text.stdout
     found = json.loads(strop("inspect", smollm2_path, "--json").stdout)
     assert found["problems"] == []
-    speed = found["speed_limit"]
-    assert speed["decode_tokens_per_s"] > 1
-    assert found["memory"]["weight_bytes"] <= speed["decode_step_bytes"] < 1.1 * found["memory"]["weight_bytes"] + 2**23
+    assert len(found["tensors"]) == 272
+    near, far = found["speed_limit"]["decode"]
+    assert near["context_tokens"] < far["context_tokens"] == 8192
+    assert near["tokens_per_s"] > 1 and near["step_bytes"] < far["step_bytes"]
+    weight_bytes = found["memory"]["weight_bytes"]
+    assert weight_bytes <= near["step_bytes"] < 1.1 * weight_bytes + 2**23
+
+
+def test_inspect_measures_and_lists(strop: Strop, clean_error: CleanError, smollm2_path: Path, tiny: Path) -> None:
+    result = strop("inspect", smollm2_path, "--measure", "--no-speed", "--tensors", "--context", 1024)
+    assert result.returncode == 0, result.stderr
+    assert "token_embd.weight\t49152 x 576\tQ8_0\t28.7 MiB" in result.stdout
+    assert re.search(
+        r"expected\tone sequence decodes [\d,]+ tokens/s; prefill of 512 tokens [\d,]+ tokens/s", result.stdout
+    )
+    clean_error(strop("inspect", tiny, "--measure", "--no-speed"), "--context 128", "640")
 
 
 def test_inspect_what_cannot_run(strop: Strop, tmp_path: Path) -> None:
@@ -104,7 +126,7 @@ def test_inspect_what_cannot_run(strop: Strop, tmp_path: Path) -> None:
     path.write_bytes(model.build())
     result = strop("inspect", path)
     assert result.returncode == 1
-    assert "general.architecture\tllama" in result.stdout
+    assert "general.architecture\tllama" in result.stdout and "\nIQ1_S\t1\t" in result.stdout
     assert result.stderr.startswith("strop: ") and "IQ1_S" in result.stderr and result.stderr.count("\n") == 1
 
 
@@ -129,7 +151,9 @@ def test_models_listed_and_removed(strop: Strop, clean_error: CleanError, tiny: 
     assert ("hub", "org/name") in kinds
     assert [kind for kind, _ in kinds].count("packed") <= 1  # same content, one pack; none without native kernels
     clean_error(strop("models", "remove", "nothing-like-it", env=offline), "nothing-like-it", "not cached")
-    removed = strop("models", "remove", "ababab", env=offline)
+    clean_error(strop("models", "remove", "ababab", env=offline), "org/name", "--yes")
+    assert snapshot.exists()
+    removed = strop("models", "remove", "ababab", "--yes", env=offline)
     assert removed.returncode == 0 and removed.stdout.startswith("org/name (hub): freed ")
     assert not snapshot.exists()
     if ("packed", "tiny.gguf") in kinds:

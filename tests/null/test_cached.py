@@ -82,6 +82,14 @@ def test_a_prefix_that_fits_one(prefix: str, chosen: str) -> None:
     assert [found.name for found in choose(models, [prefix, prefix])] == [chosen]
 
 
+def test_a_whole_name_is_everything_of_that_name() -> None:
+    models = [model("org/name", "1111"), model("org/name", "2222"), model("org/name-chat", "3333")]
+    assert [found.hash for found in choose(models, ["org/name"])] == ["1111", "2222"]
+    assert [found.hash for found in choose(models, ["22", "org/name-"])] == ["2222", "3333"]
+    with pytest.raises(RequestError, match=r"fits 3 .*org/name \(packed, 1111\).*whole name"):
+        choose(models, ["org/"])
+
+
 @pytest.mark.parametrize(
     ("prefix", "said"), [("al", "fits 2"), ("zeta", "not cached"), ("", "too short"), ("a", "short")]
 )
@@ -130,6 +138,19 @@ def test_a_pack_in_use_goes_and_says_so(packs: Path, tmp_path: Path) -> None:
         process.communicate("")
     assert str(process.pid) in removal.note
     assert not chosen.path.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+@pytest.mark.parametrize("how", ["kept = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); file.close()", ""])
+def test_a_hub_snapshot_in_use_stays(how: str, hub: Path, tmp_path: Path) -> None:
+    """Mapped, or open as a download's file is."""
+    (chosen,) = choose(cached_models(tmp_path / "none", hub), [COMMITS[1]])
+    with hold(hub / "models--org--name" / "blobs" / "own1", how) as process:
+        removal = remove(chosen, tmp_path / "none", hub)
+        process.communicate("")
+    assert removal.freed_bytes == 0 and str(process.pid) in removal.note
+    assert (chosen.path / "model.safetensors").stat().st_size == 200
+    assert remove(chosen, tmp_path / "none", hub).freed_bytes == 200
 
 
 def test_a_hub_snapshot_goes_without_what_another_shares(packs: Path, hub: Path) -> None:

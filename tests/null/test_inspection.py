@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_gguf import split_parts, write_parts
 from tiny_llm import tiny_llm
 
-from strop.bench.inspection import TensorGroup, facts, inspect, tensor_groups
+from strop.bench.inspection import TensorGroup, facts, inspect, tensor_groups, total
+from strop.cli.output import print_facts, print_table
 from strop.core.config import EngineConfig
 from strop.core.errors import CapacityError, RequestError
 from strop.formats.checkpoint import open_checkpoint
 from strop.formats.values import TensorInfo
 from strop.models.describe import describe_spec, ranges
 from strop.models.reader import load_spec
+from strop.ops import native
 
 ONE = EngineConfig(max_num_seqs=1)
 IQ1_S = 19
@@ -33,9 +36,9 @@ def test_a_model_that_runs(tiny: Path) -> None:
     found = inspect(str(tiny), ONE, with_speed=False)
     assert found.problems == [] and found.kind == "GGUF file"
     assert found.num_file_bytes == tiny.stat().st_size
-    assert found.facts["llama.block_count"] == "2"
+    assert found.facts["llama.block_count"] == 2
     assert not any(key.startswith("tokenizer.") for key in found.facts)
-    by_format = {group.format: group for group in found.tensors}
+    by_format = {group.format: group for group in found.formats}
     assert by_format["Q4_1"].num_tensors == 15 and by_format["F32"].num_tensors == 5
     assert by_format["F32"].num_bytes == 4 * by_format["F32"].num_values == 4 * 5 * 64
     assert found.tokenizer.startswith("268 tokens")
@@ -55,7 +58,9 @@ def damaged(path: Path, **changes: Any) -> Path:
 def test_unknown_tensor_types_leave_the_metadata(tmp_path: Path) -> None:
     found = inspect(str(damaged(tmp_path / "model.gguf", type_id=IQ1_S)), ONE)
     assert "IQ1_S" in str(found.problems[0]) and found.spec is None
-    assert found.kind == "GGUF file" and found.facts["llama.embedding_length"] == "64"
+    assert found.kind == "GGUF file" and found.facts["llama.embedding_length"] == 64
+    assert {group.format: group.num_tensors for group in found.formats} == {"Q4_1": 14, "F32": 5, "IQ1_S": 1}
+    assert found.num_file_bytes > 0 and len(found.tensors) == 20
 
 
 def test_an_unknown_family_leaves_tensors_and_tokenizer(tmp_path: Path) -> None:
@@ -74,7 +79,7 @@ def test_a_folder_of_pickles_leaves_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64, "x": [1]}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     found = inspect(str(tmp_path), ONE)
-    assert found.facts == {"model_type": "llama", "hidden_size": "64"}
+    assert found.facts == {"model_type": "llama", "hidden_size": 64}
     assert "pickled" in str(found.problems[0])
 
 
@@ -113,17 +118,65 @@ finally:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_facts_are_short_plain_lines() -> None:
-    found = facts({"a": "x" * 500, "b\x1b[2J": "one\ntwo", "list": [1], "tokenizer.ggml.model": "gpt2", "n": 3})
-    assert found["a"].endswith("...") and len(found["a"]) == 120
-    assert found["b [2J"] == "one two"
-    assert found.keys() == {"a", "b [2J", "n"}
+def test_facts_are_plain_and_short() -> None:
+    found = facts({"a": "x" * 500, "list": [1], "tokenizer.ggml.model": "gpt2", "n": 3, "bad": float("nan")})
+    assert str(found["a"]).endswith("...") and len(str(found["a"])) == 120
+    assert found == {"a": found["a"], "n": 3, "bad": "nan"}
     assert len(facts(dict.fromkeys(map(str, range(500)), 1))) == 40
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts([("b\x1b[2J", "one\ntwo"), ("empty", "")])
+    print_table(["name"], [["\x1b]0;title\x07"]])
+    assert capsys.readouterr().out == "b [2J\tone two\nname\n ]0;title \n"
+
+
+def test_a_truncated_file_leaves_what_stands_before_the_damage(tiny: Path, tmp_path: Path) -> None:
+    raw = tiny.read_bytes()
+    path = tmp_path / "model.gguf"
+    ends = (raw.index(b"token_embd.weight"), raw.index(b"blk.1.attn_k.weight"), len(raw) - 100)
+    for end, num_tensors in zip(ends, (0, 13, 20), strict=True):
+        path.write_bytes(raw[:end])
+        found = inspect(str(path), ONE)
+        assert len(found.problems) == 1 and "damaged" in str(found.problems[0])
+        assert found.kind == "GGUF file" and found.facts["general.architecture"] == "llama"
+        assert len(found.tensors) == num_tensors
+
+
+def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
+    paths = write_parts(tmp_path, split_parts(tiny_llm(), 3))
+    for path in paths:
+        found = inspect(str(path), ONE, with_speed=False)
+        assert found.problems == [] and found.kind == "GGUF in 3 parts"
+        assert found.num_file_bytes == sum(part.stat().st_size for part in paths)
+        assert len(found.tensors) == 20
+    paths[1].unlink()
+    found = inspect(str(paths[0]), ONE)
+    assert paths[1].name in str(found.problems[0])
+    assert found.facts["general.architecture"] == "llama" and 0 < len(found.tensors) < 20
+
+
+def test_a_context_is_planned_for(tiny: Path) -> None:
+    short, long = (
+        inspect(str(tiny), replace(ONE, max_context_len=length), with_speed=False).memory for length in (32, 128)
+    )
+    assert short is not None and long is not None and short.cache_bytes < long.cache_bytes
+
+
+def test_without_kernels_it_says_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.library() is not None:
+        found = inspect(str(tiny), ONE, with_speed=False)
+        assert (found.platform, found.no_kernels) == ("native", None)
+    monkeypatch.setenv("STROP_NATIVE", "0")
+    found = inspect(str(tiny), ONE, with_speed=False)
+    assert (found.platform, found.no_kernels, found.problems) == ("xla", "STROP_NATIVE=0", [])
 
 
 def test_tensor_groups_count_the_largest_first() -> None:
     infos = [TensorInfo("a", (4,), "F32", 16), TensorInfo("b", (64, 32), "Q8_0", 2176), TensorInfo("c", (), "F32", 4)]
-    assert tensor_groups(infos) == [TensorGroup("Q8_0", 1, 2048, 2176), TensorGroup("F32", 2, 5, 20)]
+    groups = tensor_groups(infos)
+    assert groups == [TensorGroup("Q8_0", 1, 2048, 2176), TensorGroup("F32", 2, 5, 20)]
+    assert total(groups) == TensorGroup("all", 3, 2053, 2196)
 
 
 def test_layers_of_two_kinds_in_words(tiny: Path) -> None:

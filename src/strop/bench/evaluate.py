@@ -9,7 +9,6 @@ from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.engine.loading import load_model, load_tokenizer
 from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
-from strop.models.memory import MemoryPlan
 from strop.models.reader import load_spec
 
 if TYPE_CHECKING:  # the fidelity module drags in jax, and a wrong file name should be told at once
@@ -55,8 +54,8 @@ class Evaluation:
     def describe(self) -> str:
         """A few lines for people."""
         lines = [
-            f"{self.num_positions:,} positions in {self.num_windows} windows of {self.window_tokens} tokens; the text "
-            f"has {self.num_text_tokens:,}",
+            f"measured on         {self.num_positions:,} positions in {self.num_windows} windows of "
+            f"{self.window_tokens} tokens; the text has {self.num_text_tokens:,}",
             f"perplexity            {_shown(self.perplexity, '.4g')}",
         ]
         if self.fidelity is not None and self.reference_perplexity is not None:
@@ -73,8 +72,11 @@ def _shown(interval: "Interval", form: str) -> str:
     return f"{interval.mean:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
-def evaluate(options: EvalOptions, on_plan: Callable[[MemoryPlan], None] | None = None) -> Evaluation:
+def evaluate(options: EvalOptions, say: Callable[[str], None]) -> Evaluation:
     """Measures. The reference comes first and is gone from memory when the model is loaded.
+
+    Args:
+        say: gets a line for people as each part begins.
 
     Raises:
         RequestError: the text is too short, or the two models' vocabularies differ.
@@ -83,6 +85,7 @@ def evaluate(options: EvalOptions, on_plan: Callable[[MemoryPlan], None] | None 
     checkpoint = open_checkpoint(options.model)
     other = open_checkpoint(options.reference) if options.reference is not None else None
     spec, tokenizer = load_spec(checkpoint), load_tokenizer(checkpoint)
+    tokenizer.fit_embedding(spec.vocab_size)
     window_tokens = min(options.window_tokens, spec.max_context_len)
 
     import numpy as np
@@ -95,12 +98,15 @@ def evaluate(options: EvalOptions, on_plan: Callable[[MemoryPlan], None] | None 
         window_tokens = min(window_tokens, load_spec(other).max_context_len)
         _refuse_other_vocabulary(spec.vocab_size, [*prefix, *ids], text, other)
     windows = fidelity.token_windows(np.array(ids, np.int32), options.max_windows, window_tokens, prefix)
-    reference = fidelity.Reference(str(other.path), windows) if other is not None else None
+    reference = None
+    if other is not None:
+        say(f"running the reference in float32: {windows.size:,} tokens of {other.path}")
+        reference = fidelity.Reference(str(other.path), windows)
 
     from strop.engine.engine import Engine
 
     config = EngineConfig(max_num_seqs=1, max_context_len=windows.shape[1], num_threads=options.num_threads)
-    engine = Engine(*load_model(options.model, config, on_plan))
+    engine = Engine(*load_model(options.model, config, on_plan=lambda plan: say(plan.describe())))
     ours, theirs = fidelity.Likelihood(), fidelity.Likelihood()
     passing = ours.watch(fidelity.our_logits(engine, windows, one_by_one=options.one_by_one), windows)
     distance = None

@@ -4,6 +4,8 @@ KL(reference || measured) in nats, per position, with bootstrap intervals. The r
 reference operations, all in float32, without a cache.
 """
 
+import math
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,10 +138,22 @@ def _refuse_too_large(reader: ParameterReader) -> None:
         )
 
 
+def _on_disk(shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array in a temporary file, as a large vocabulary makes gigabytes of it."""
+    needed, free = 4 * math.prod(shape), shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > free:  # else the system would kill the process when the disk is full
+        raise CapacityError(
+            f"the reference's logits need {needed / GIB:.1f} GiB in {tempfile.gettempdir()} and {free / GIB:.1f} are"
+            " free: measure fewer windows, or set TMPDIR to a directory on a larger disk"
+        )
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
 class Reference:
     """Float32 logits of windows, computed once and kept.
 
-    Raises CapacityError when the dequantised weights do not fit the memory.
+    Raises CapacityError when the dequantised weights do not fit the memory, or the logits the disk.
     """
 
     def __init__(self, model: str, windows: np.ndarray) -> None:
@@ -149,8 +163,7 @@ class Reference:
         _refuse_too_large(reader)
         params = load(reader, spec, "xla", num_positions=windows.shape[1], source_hash=checkpoint.source_hash)
         self.windows = windows
-        with tempfile.TemporaryFile() as file:  # on disk: a large vocabulary makes gigabytes of it
-            self.logits = np.memmap(file, np.float32, "w+", shape=(*windows.shape, spec.vocab_size))
+        self.logits = _on_disk((*windows.shape, spec.vocab_size))
         for i, window in enumerate(windows):
             self.logits[i] = np.asarray(_reference_logits(params, jnp.asarray(window), spec))
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +303,9 @@ def facts(metadata: dict[str, Any]) -> dict[str, str | int | float]:
         for key, value in metadata.items()
         if isinstance(value, str | int | float) and not key.startswith(("tokenizer.", "split."))
     }
-    return dict(list(plain.items())[:_MAX_FACTS])
+    # NaN and infinity are not JSON.
+    finite = {key: value if isinstance(value, str) or isfinite(value) else str(value) for key, value in plain.items()}
+    return dict(list(finite.items())[:_MAX_FACTS])
 
 
 def _shortened(text: str) -> str:

@@ -19,7 +19,7 @@ from strop.core.errors import RequestError
 @click.option("--window-tokens", default=512, help="Tokens per window, at most the model's context.")
 @click.option("--generated", is_flag=True, help="Score tokens one per step, as generated ones, not as a prompt.")
 @click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything measured to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def command(
     model: str,
     reference: str | None,
@@ -28,7 +28,7 @@ def command(
     window_tokens: int,
     generated: bool,
     threads: int,
-    json_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Measures a model's quality on a text.
 
@@ -39,16 +39,12 @@ def command(
     for option, value in (("--windows", windows), ("--window-tokens", window_tokens)):
         if value < 1:
             raise RequestError(f"{option} {value} is out of range: at least 1")
-    if json_file is not None and not json_file.parent.is_dir():  # said before minutes of measuring
-        raise RequestError(f"--json {str(json_file)!r} cannot be written: there is no directory {json_file.parent}")
     text = None if text_file is None else _read(text_file)
     from strop.bench.evaluate import EvalOptions, evaluate
 
     options = EvalOptions(model, reference, text, windows, window_tokens, generated, threads)
-    evaluation = evaluate(options, on_plan=lambda plan: print(plan.describe(), file=sys.stderr))
-    print(evaluation.describe())
-    if json_file is not None:
-        json_file.write_text(json.dumps(evaluation.as_json(), indent=1))
+    evaluation = evaluate(options, say=lambda line: print(line, file=sys.stderr))
+    print(json.dumps(evaluation.as_json(), indent=1) if as_json else evaluation.describe())
 
 
 def _read(name: str) -> str:

@@ -52,16 +52,15 @@ def remove_command(names: tuple[str, ...], yes: bool) -> None:
 
     chosen = choose(cached_models(), names)
     if not yes:
-        for model in chosen:
-            print(f"{model.name} ({model.kind}, {size(model.num_bytes)}): {model.path}", file=sys.stderr)
+        told = [f"{model.name} ({model.kind}, {size(model.num_bytes)}, {model.path})" for model in chosen]
         if not sys.stdin.isatty():
-            raise RequestError("nothing was deleted: there is no terminal to ask in, so add --yes")
-        click.confirm(f"delete {'it' if len(chosen) == 1 else f'all {len(chosen)}'}?", abort=True, err=True)
-    freed_bytes = 0
-    for model in chosen:
-        removal = remove(model)
-        freed_bytes += removal.freed_bytes
+            raise RequestError(f"there is no terminal to ask in: add --yes to delete {'; '.join(told)}")
+        click.confirm("\n".join([*told, "delete?"]), abort=True)
+    removals = [remove(model) for model in chosen]
+    for removal in removals:
         note = f" ({removal.note})" if removal.note else ""
-        print(f"{model.name} ({model.kind}): freed {size(removal.freed_bytes)}{note}")
+        print(f"{removal.model.name} ({removal.model.kind}): freed {size(removal.freed_bytes)}{note}")
     if len(chosen) > 1:
-        print(f"freed {size(freed_bytes)} in all")
+        print(f"freed {size(sum(removal.freed_bytes for removal in removals))} in all")
+    if any(removal.note and not removal.freed_bytes for removal in removals):
+        sys.exit(1)
