@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from strop.bench.fidelity import MIN_TOKENS, Interval, Likelihood, english_text, token_windows
-from strop.core.errors import RequestError
+from strop.core.errors import RequestError, StropError
 
 
 def test_windows_are_the_text_in_order() -> None:
@@ -37,6 +37,17 @@ def test_perplexity_of_known_distributions() -> None:
         passed = list(seen.watch(logits, windows))
         assert all(after is before for after, before in zip(passed, logits, strict=True))
         assert seen.perplexity == Interval(*[pytest.approx(expected, rel=1e-5)] * 3)
+
+
+def test_a_perplexity_is_always_a_number() -> None:
+    windows = np.zeros((1, 100), np.int32)
+    seen, logits = Likelihood(), np.zeros((100, 2), np.float32)
+    logits[:, 1] = 1e6
+    list(seen.watch([logits], windows))
+    assert np.isfinite(seen.perplexity.high) and seen.perplexity.high > 1e300
+    logits[50, 0] = np.nan
+    with pytest.raises(StropError, match=r"window 2: .*not numbers"):
+        list(seen.watch([logits], windows))
 
 
 def test_the_interval_holds_the_mean_and_grows_with_the_spread() -> None:

@@ -14,7 +14,7 @@ from tiny_llm import tiny_llm
 from strop.bench.inspection import TensorGroup, facts, inspect, tensor_groups, total
 from strop.cli.output import print_facts, print_table
 from strop.core.config import EngineConfig
-from strop.core.errors import CapacityError, RequestError
+from strop.core.errors import CapacityError, RequestError, UnsupportedError
 from strop.formats.checkpoint import open_checkpoint
 from strop.formats.values import TensorInfo
 from strop.models.describe import describe_spec, ranges
@@ -123,6 +123,23 @@ def test_facts_are_plain_and_short() -> None:
     assert str(found["a"]).endswith("...") and len(str(found["a"])) == 120
     assert found == {"a": found["a"], "n": 3, "bad": "nan"}
     assert len(facts(dict.fromkeys(map(str, range(500)), 1))) == 40
+
+
+def test_what_the_kernels_cannot_pack_is_said(tmp_path: Path) -> None:
+    """Everything about it but where it would run."""
+    if native.library() is None:
+        pytest.skip("needs the native library")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_llm().build())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("strop.models.load.packed_format", lambda part: _refuse())
+        found = inspect(str(path), ONE)
+    assert [str(problem) for problem in found.problems] == ["no such kernel"]
+    assert found.spec is not None and found.memory is not None and not found.platform
+
+
+def _refuse() -> str:
+    raise UnsupportedError("no such kernel")
 
 
 def test_what_a_file_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from strop.bench.peers import TopLogprobs
 from strop.core.config import GIB
-from strop.core.errors import CapacityError, RequestError
+from strop.core.errors import CapacityError, RequestError, StropError
 from strop.engine.engine import Engine
 from strop.formats.checkpoint import open_checkpoint
 from strop.formats.tokenizer import Tokenizer
@@ -189,7 +189,10 @@ class Reference:
 
 
 class Likelihood:
-    """Notes how probable the windows' tokens are while their logits pass by: the positions that `compare` scores."""
+    """Notes how probable the windows' tokens are while their logits pass by: the positions that `compare` scores.
+
+    Raises StropError when a logit is not finite.
+    """
 
     def __init__(self) -> None:
         self._nll: list[np.ndarray] = []
@@ -198,6 +201,11 @@ class Likelihood:
         """Passes on the logits [T, V] of each window."""
         for scores, window in zip(logits, windows, strict=True):
             self._nll.append(np.asarray(_nll(scores, window), np.float64))
+            if not np.isfinite(self._nll[-1]).all():
+                raise StropError(
+                    f"window {len(self._nll)}: the model gives probabilities that are not numbers: its weights or its"
+                    " config are damaged"
+                )
             yield scores
 
     @property
@@ -258,7 +266,8 @@ def _score_top(reference: np.ndarray, measured: TopLogprobs, tokens: np.ndarray)
 
 
 def _exp(interval: Interval) -> Interval:
-    return Interval(*(float(np.exp(value)) for value in (interval.mean, interval.low, interval.high)))
+    # The exponential of more than 709 is no number, in float64 and in JSON.
+    return Interval(*(float(np.exp(min(value, 700.0))) for value in (interval.mean, interval.low, interval.high)))
 
 
 def _interval(values: np.ndarray) -> Interval:

@@ -176,11 +176,11 @@ class _Candidate:
 def _plan(found: Inspection, model: _Candidate, with_speed: bool, measure: bool) -> None:
     from strop.models.load import load_abstract  # and with it jax, which only a model that can run is worth
 
-    platform, found.no_kernels = choose_platform(model.spec, model.config)
-    found.platform = platform
+    platform, no_kernels = choose_platform(model.spec, model.config)
     with suppress(CapacityError):  # a model that does not fit has a speed all the same
         found.memory = plan_memory_here(model.reader, model.spec, model.config, platform)
     params = load_abstract(model.reader, model.spec, platform, num_positions=model.config.max_context_len)
+    found.platform, found.no_kernels = platform, no_kernels
     if with_speed:
         found.speed_limit = speed_limit(params, model.spec, platform, model.config)
     if found.memory is None:

@@ -53,7 +53,7 @@ def command(
     found = inspect(model, config, with_speed=not no_speed, measure=measure)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
-    else:
+    elif found.kind != "unknown":
         _show(found, with_tensors=tensors)
     for problem in found.problems:
         message = str(problem)
