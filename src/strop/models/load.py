@@ -155,7 +155,6 @@ def _on_device(packed: PackFile, name: str) -> jax.Array:
 def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) -> None:
     log.info("packing the weights for this machine's kernels: once per model")
     manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": {role: [] for role in _ROLES}}
-    manifest["source"] = str(reader.checkpoint.path.absolute())  # only to tell people what the pack is of
     shapes: dict[str, tuple[str, tuple[int, int]]] = {}
 
     def stack_of(layer: int, role: str) -> str:
@@ -186,6 +185,7 @@ def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) ->
             value = np.pad(value, ((0, 0), (0, -value.shape[1] % TILE_COLUMNS)))
         writer.add(name, np.ascontiguousarray(value, np.float32))
         manifest["vectors"].append(name)
+    manifest["source"] = str(reader.checkpoint.path.absolute())  # only to tell people what the pack is of
     writer.add("manifest", np.frombuffer(json.dumps(manifest).encode(), np.uint8))
 
 
