@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, Workload
-from strop.core.config import EngineConfig
+from strop.core.config import GIB, EngineConfig
 from strop.core.errors import CapacityError, RequestError, StropError
 from strop.engine.loading import (
     LoadedModel,
@@ -25,6 +25,7 @@ from strop.formats.gguf import GGUFCheckpoint, set_name, survey
 from strop.formats.hf import read_json
 from strop.formats.tokenizer import Tokenizer
 from strop.formats.values import TensorInfo
+from strop.machine.memory import available_bytes
 from strop.machine.probe import MachineRates
 from strop.models.memory import MemoryPlan
 from strop.models.reader import ParameterReader, load_spec, spec_to_json
@@ -35,7 +36,7 @@ _MAX_FACT_LEN = 120
 _PREFILL_TOKENS = 512
 _PROBE_S = 1.5
 _MEASURED_CONTEXT_LEN = 640
-"""Room for either workload of `measured_speed`."""
+"""Room for either workload of `_measured_speed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +182,13 @@ def _plan(found: Inspection, model: _Candidate, with_speed: bool, measure: bool)
         found.memory = plan_memory_here(model.reader, model.spec, model.config, platform)
     params = load_abstract(model.reader, model.spec, platform, num_positions=model.config.max_context_len)
     found.platform, found.no_kernels = platform, no_kernels
-    if with_speed:
+    on_accelerator = platform == "xla" and no_kernels is None  # whose memory the probe does not reach
+    if with_speed and not on_accelerator:
         found.speed_limit = speed_limit(params, model.spec, platform, model.config)
     if found.memory is None:
         plan_memory_here(model.reader, model.spec, model.config, platform)  # raises
     if measure and model.tokenizer is not None:
-        found.measured_speed = measured_speed(model, model.tokenizer, platform)
+        found.measured_speed = _measured_speed(model, model.tokenizer, platform, params)
 
 
 def speed_limit(params: Any, spec: ModelSpec, platform: Any, config: EngineConfig) -> SpeedLimit:
@@ -199,7 +201,9 @@ def speed_limit(params: Any, spec: ModelSpec, platform: Any, config: EngineConfi
     costs = CostModel(params, spec, Single(platform, config.block_len))
     context_lens = sorted({min(PROMPT_TOKENS + ANSWER_TOKENS // 2, config.max_context_len), config.max_context_len})
     steps = [costs.decode_step(1, context_len) for context_len in context_lens]
-    working_set_bytes, prefill_tokens = steps[0].num_bytes, min(_PREFILL_TOKENS, config.max_context_len)
+    # Past the caches all sizes read alike, and a model that does not fit must not be probed in full.
+    working_set_bytes = max(1, min(steps[0].num_bytes, GIB, available_bytes() // 4))
+    prefill_tokens = min(_PREFILL_TOKENS, config.max_context_len)
     library = native.library() if platform == "native" else None
     if library is None:
         rates, bandwidth = None, read_bandwidth_bytes_per_s(working_set_bytes, config.num_threads)
@@ -223,7 +227,7 @@ def speed_limit(params: Any, spec: ModelSpec, platform: Any, config: EngineConfi
     )
 
 
-def measured_speed(model: _Candidate, tokenizer: Tokenizer, platform: Any) -> MeasuredSpeed:
+def _measured_speed(model: _Candidate, tokenizer: Tokenizer, platform: Any, abstract: Any) -> MeasuredSpeed:
     """Runs the engine on weights of zeros: a step takes as long whatever the weights are.
 
     Raises:
@@ -235,7 +239,6 @@ def measured_speed(model: _Candidate, tokenizer: Tokenizer, platform: Any) -> Me
 
     from strop.bench.measure import Ours
     from strop.engine.engine import Engine
-    from strop.models.load import load_abstract
     from strop.ops import native
 
     if model.config.max_context_len < _MEASURED_CONTEXT_LEN:
@@ -249,7 +252,6 @@ def measured_speed(model: _Candidate, tokenizer: Tokenizer, platform: Any) -> Me
 
     keep_compiled_steps()
     native.set_num_threads(config.num_threads)
-    abstract = load_abstract(model.reader, model.spec, platform, num_positions=config.max_context_len)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
     engine = Engine(LoadedModel(model.spec, params, tokenizer, memory, platform), config)
     ours = Ours(engine, "", config.num_threads)

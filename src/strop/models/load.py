@@ -197,7 +197,7 @@ def pack_directory() -> Path:
 def load_abstract(reader: ParameterReader, spec: ModelSpec, platform: Platform, *, num_positions: int) -> Parameters:
     """What `load` returns, with shapes in place of the matrices: for counting costs.
 
-    Reads the vectors, and the smallest matrix of each format. `xla` is counted in float32.
+    Reads the vectors, and the smallest tensor of each format. `xla` is counted in float32.
     """
     samples: dict[tuple[str, float], TensorValue] = {}
 
@@ -207,9 +207,7 @@ def load_abstract(reader: ParameterReader, spec: ModelSpec, platform: Platform, 
     def sample(path: str) -> TensorValue:
         found = kind(reader.checkpoint.tensors[reader.tensor_name(path)])
         if found not in samples:
-            alike = [
-                info for info in reader.checkpoint.tensors.values() if kind(info) == found and len(info.shape) == 2
-            ]
+            alike = [info for info in reader.checkpoint.tensors.values() if kind(info) == found]
             samples[found] = reader.checkpoint.read(min(alike, key=lambda info: info.num_bytes).name)
         return samples[found]
 
