@@ -7,22 +7,27 @@ bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32
 
 }  // namespace
 
-// x, weights, counts, [norm], [bias], [residual], [row ids], y.
+// x, weights, counts, [norm weight], [norm bias], [bias], [residual], [row ids], y.
 ffi::Error Linear::decode(Operands& operands) {
   const auto x = operands.next<ffi::F32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
   const int index = operands.attr(), layer = operands.attr();
   const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
-  const int epilogue = operands.attr();
-  const bool has_norm = operands.attr(), has_bias = operands.attr(), has_row_ids = operands.attr();
   const int count_index = operands.attr();
-  args.norm_eps = operands.float_attr();
-  if (!is_format(format) || epilogue < 0 || epilogue > int(Epilogue::kSwiglu)) return invalid("linear: bad attributes");
-  args.epilogue = Epilogue(epilogue);
+  const bool has_norm = operands.attr(), has_norm_bias = operands.attr(), has_bias = operands.attr();
+  const bool has_residual = operands.attr(), has_row_ids = operands.attr();
+  const int norm_index = operands.attr(), norm_kind = operands.attr(), activation = operands.attr();
+  args.gated = operands.attr();
+  args.norm_eps = operands.float_attr(), args.scale = operands.float_attr(), args.soft_cap = operands.float_attr();
+  if (!is_format(format) || norm_kind < 0 || norm_kind > int(NormKind::kLayer) || activation < 0 ||
+      activation > int(Activation::kRelu))
+    return invalid("linear: bad attributes");
+  args.norm_kind = NormKind(norm_kind), args.activation = Activation(activation);
   const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto norm_bias = has_norm_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
-  const auto residual = args.epilogue == Epilogue::kResidual ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto residual = has_residual ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto row_ids = has_row_ids ? operands.next<ffi::S32>() : View<ffi::S32>{};
   const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("linear: operands of other number or type than expected");
@@ -30,12 +35,14 @@ ffi::Error Linear::decode(Operands& operands) {
   if (y.dims[0] != (has_row_ids ? row_ids.count() : x.dims[0])) return invalid("linear: x and y differ in rows");
   args.layout = {WeightFormat(format), zero, int(x.dims[1]), num_tiles};
   const int64_t columns = int64_t(num_tiles) * kTileColumns;
-  if (y.dims[1] > columns / (args.epilogue == Epilogue::kSwiglu ? 2 : 1)) return invalid("linear: y is wider than W");
+  if (y.dims[1] > columns / (args.gated ? 2 : 1)) return invalid("linear: y is wider than W");
   if (!rows.bind(counts, count_index, y.dims[0])) return invalid("linear: no such row count");
   if (!matrix_bytes(weights, index, args.layout, &args.weights)) return invalid("linear: W does not match its layout");
-  if (has_norm && !(args.norm_weight = row_floats(norm, layer, x.dims[1]))) return invalid("linear: bad norm shape");
+  if (has_norm && !(args.norm_weight = row_floats(norm, norm_index, x.dims[1]))) return invalid("linear: bad norm shape");
+  if (has_norm_bias && !(args.norm_bias = row_floats(norm_bias, norm_index, x.dims[1])))
+    return invalid("linear: bad norm shape");
   if (has_bias && !(args.bias = row_floats(bias, layer, columns))) return invalid("linear: bad bias shape");
-  if (args.epilogue == Epilogue::kResidual && !same(residual.dims, y.dims))
+  if (has_residual && !same(residual.dims, y.dims))
     return invalid("linear: the residual's shape must be y's");
   args.x = x.data, args.residual = residual.data, args.row_ids = row_ids.data, args.y = y.data;
   args.num_columns = int(y.dims[1]), num_x_rows = x.dims[0];

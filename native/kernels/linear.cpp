@@ -28,16 +28,39 @@ struct Activations {
   int pairs_stride;
 };
 
-float rms_scale(const float* x, int len, float eps) {
+float mean(const float* x, int len) {
+  Floats total = zero_floats();
+  int k = 0;
+  for (; k + 16 <= len; k += 16) total = add(total, load(x + k));
+  float sum = sum_lanes(total);
+  for (; k < len; ++k) sum += x[k];
+  return sum / float(len);
+}
+
+// 1 / sqrt(mean((x - centre)^2) + eps)
+float inverse_deviation(const float* x, int len, float centre, float eps) {
+  const Floats c = broadcast(centre);
   Floats squares = zero_floats();
   int k = 0;
   for (; k + 16 <= len; k += 16) {
-    Floats v = load(x + k);
+    const Floats v = sub(load(x + k), c);
     squares = fma(v, v, squares);
   }
   float sum = sum_lanes(squares);
-  for (; k < len; ++k) sum += x[k] * x[k];
+  for (; k < len; ++k) sum += (x[k] - centre) * (x[k] - centre);
   return 1.0f / std::sqrt(sum / float(len) + eps);
+}
+
+void normalise(const LinearArgs& args, const float* x, int len, float* out) {
+  const float centre = args.norm_kind == NormKind::kLayer ? mean(x, len) : 0.0f;
+  const float scale = inverse_deviation(x, len, centre, args.norm_eps);
+  int k = 0;
+  for (; k + 16 <= len; k += 16) {
+    const Floats v = mul(mul(sub(load(x + k), broadcast(centre)), broadcast(scale)), load(args.norm_weight + k));
+    store(out + k, args.norm_bias ? add(v, load(args.norm_bias + k)) : v);
+  }
+  for (; k < len; ++k)
+    out[k] = (x[k] - centre) * scale * args.norm_weight[k] + (args.norm_bias ? args.norm_bias[k] : 0.0f);
 }
 
 void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int32_t* zero_sum, int zero) {
@@ -57,11 +80,7 @@ void prepare_row(const LinearArgs& args, const Activations& acts, int row, float
   const int k_len = args.layout.k_len;
   const float* x = args.x + size_t(args.row_ids ? args.row_ids[row] : row) * k_len;
   if (args.norm_weight != nullptr) {
-    const float scale = rms_scale(x, k_len, args.norm_eps);
-    int k = 0;
-    for (; k + 16 <= k_len; k += 16)
-      store(normed + k, mul(mul(load(x + k), broadcast(scale)), load(args.norm_weight + k)));
-    for (; k < k_len; ++k) normed[k] = x[k] * scale * args.norm_weight[k];
+    normalise(args, x, k_len, normed);
     x = normed;
   }
   if (args.layout.quantised()) {
@@ -290,20 +309,51 @@ TileFn pick(WeightFormat format, int rows, int tiles) {
   return nullptr;
 }
 
-Floats sigmoid_times(Floats gate, Floats up) {
-  // exp(-|g|) keeps the exponent nonpositive on both sides.
-  const Floats e = exp2_nonpositive(mul(abs(gate), broadcast(-1.44269504f)));
+Floats sigmoid(Floats x) {
+  // exp(-|x|) keeps the exponent nonpositive on both sides.
+  const Floats e = exp2_nonpositive(mul(abs(x), broadcast(-1.44269504f)));
   const Floats one = broadcast(1.0f);
-  const Floats positive = div(one, add(one, e)), negative = div(e, add(one, e));
-  return mul(mul(gate, select_nonnegative(gate, positive, negative)), up);
+  return select_nonnegative(x, div(one, add(one, e)), div(e, add(one, e)));
+}
+
+// The error function to 1.5e-7 (Abramowitz & Stegun 7.1.26).
+Floats erf(Floats x) {
+  const Floats a = abs(x), one = broadcast(1.0f);
+  const Floats t = div(one, fma(a, broadcast(0.3275911f), one));
+  Floats p = broadcast(1.061405429f);
+  for (const float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = fma(p, t, broadcast(c));
+  const Floats tail = mul(mul(p, t), exp2_nonpositive(mul(mul(a, a), broadcast(-1.44269504f))));
+  const Floats positive = sub(one, tail);
+  return select_nonnegative(x, positive, sub(zero_floats(), positive));
+}
+
+Floats activate(Activation activation, Floats x) {
+  switch (activation) {
+    case Activation::kNone: return x;
+    case Activation::kSilu: return mul(x, sigmoid(x));
+    case Activation::kRelu: return max(x, zero_floats());
+    case Activation::kGelu: {
+      const Floats half = mul(x, broadcast(0.5f));
+      return fma(half, erf(mul(x, broadcast(0.707106781f))), half);
+    }
+    case Activation::kGeluTanh: {  // (1 + tanh(u)) / 2 = sigmoid(2 u)
+      const Floats cubic = mul(mul(mul(x, x), x), broadcast(0.044715f));
+      return mul(x, sigmoid(mul(add(x, cubic), broadcast(1.5957691216f))));
+    }
+  }
+  return x;
 }
 
 // Writes one row of one output tile.
 void finish(const LinearArgs& args, int row, int column, Floats value) {
+  if (args.scale != 1.0f) value = mul(value, broadcast(args.scale));
+  if (args.soft_cap > 0.0f) {  // tanh(u) = 2 sigmoid(2 u) - 1
+    const Floats s = sigmoid(mul(value, broadcast(2.0f / args.soft_cap)));
+    value = mul(sub(add(s, s), broadcast(1.0f)), broadcast(args.soft_cap));
+  }
   float* y = args.y + size_t(row) * args.num_columns + column;
   const int width = std::min(16, args.num_columns - column);
-  const float* residual =
-      args.epilogue == Epilogue::kResidual ? args.residual + size_t(row) * args.num_columns + column : nullptr;
+  const float* residual = args.residual ? args.residual + size_t(row) * args.num_columns + column : nullptr;
   if (width == 16) {
     store(y, residual ? add(load(residual), value) : value);
     return;
@@ -318,21 +368,20 @@ Floats with_bias(const LinearArgs& args, int tile, const float* lanes) {
   return args.bias ? add(value, load(args.bias + tile * 16)) : value;
 }
 
-// Epilogue of `rows` rows from `row` on, for `tiles` products in out [rows][tiles * 16]; with kSwiglu a last odd product
+// What follows `rows` rows from `row` on, for `tiles` products in out [rows][tiles * 16]; when gated, a last odd product
 // has its partner in `partner`.
 void finish_block(const LinearArgs& args, int tile, int tiles, int row, int rows, const float* out,
                   const float* partner) {
-  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
   for (int r = 0; r < rows; ++r)
-    for (int t = 0; t < tiles; t += swiglu ? 2 : 1) {
+    for (int t = 0; t < tiles; t += args.gated ? 2 : 1) {
       const float* first = out + (r * tiles + t) * 16;
-      if (!swiglu) {
-        finish(args, row + r, (tile + t) * 16, with_bias(args, tile + t, first));
+      const Floats activated = activate(args.activation, with_bias(args, tile + t, first));
+      if (!args.gated) {
+        finish(args, row + r, (tile + t) * 16, activated);
         continue;
       }
       const float* second = partner ? partner + r * 16 : first + 16;
-      finish(args, row + r, (tile + t) / 2 * 16,
-             sigmoid_times(with_bias(args, tile + t, first), with_bias(args, tile + t + 1, second)));
+      finish(args, row + r, (tile + t) / 2 * 16, mul(activated, with_bias(args, tile + t + 1, second)));
     }
 }
 
@@ -340,7 +389,7 @@ void finish_block(const LinearArgs& args, int tile, int tiles, int row, int rows
 void run_tiles_amx(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end) {
   const WeightLayout& layout = args.layout;
   const int num_blocks = (row_end - row_begin + kMaxTileRows - 1) / kMaxTileRows;
-  const int unit = args.epilogue == Epilogue::kSwiglu ? 2 : 1;
+  const int unit = args.gated ? 2 : 1;
   const size_t expanded_bytes = size_t(layout.num_groups()) * 512;
   auto* expanded = static_cast<uint8_t*>(scratch_bytes<5>(2 * expanded_bytes));
   alignas(64) float out[2][kMaxTileRows * 16];
@@ -378,13 +427,12 @@ void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int e
   const int num_blocks = (num_rows + kMaxRows - 1) / kMaxRows;
   const size_t tile_bytes = args.layout.tile_bytes();
   const int block_tiles = tiles_for((num_rows + num_blocks - 1) / num_blocks);
-  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
   alignas(64) float out[2][kMaxRows * kMaxTiles * 16];
   // Computes one block of rows for the tiles at `tile`; returns how many there were.
   const auto compute = [&](int tile, int block) {
     int tiles = std::min(block_tiles, end - tile);
     if (tiles == 3) tiles = 2;
-    const int advance = swiglu && tiles == 1 ? 2 : tiles;
+    const int advance = args.gated && tiles == 1 ? 2 : tiles;
     const int row = row_begin + num_rows * block / num_blocks;
     const int rows = row_begin + num_rows * (block + 1) / num_blocks - row;
     const uint8_t* weights = args.weights + size_t(tile) * tile_bytes;
@@ -439,7 +487,7 @@ struct Division {
 
   Division(const LinearArgs& args, int num_threads) {
     constexpr int kRowsPerPiece = 96;
-    unit = args.epilogue == Epilogue::kSwiglu ? 2 : 1;
+    unit = args.gated ? 2 : 1;
     num_units = args.layout.num_tiles / unit;
     rows_per_piece = std::min(args.num_rows, kRowsPerPiece);
     num_pieces = (args.num_rows + rows_per_piece - 1) / rows_per_piece;

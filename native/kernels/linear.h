@@ -1,4 +1,4 @@
-// y = epilogue(norm(x) W^T + bias): the arguments, free of any framework's types.
+// y = residual + cap(scale act(norm(x) W^T + bias)): the arguments, free of any framework's types.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,8 @@ namespace strop {
 // A float tile holds [K/2][16][2] bf16, or [K][16] half or float. Tiles start at multiples of 64 bytes.
 enum class WeightFormat : int32_t { kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6 };
 
-enum class Epilogue : int32_t { kNone = 0, kResidual = 1, kSwiglu = 2 };
+enum class Activation : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kRelu = 4 };
+enum class NormKind : int32_t { kRms = 0, kLayer = 1 };
 
 constexpr int kTileColumns = 16;
 constexpr int kGroupLen = 32;
@@ -49,13 +50,18 @@ struct WeightLayout {
 struct LinearArgs {
   const float* x;             // [num_rows, K], or as many rows as `row_ids` picks from
   const int32_t* row_ids;     // [num_rows] rows of x to read, or null: all in order
-  const float* norm_weight;   // [K], or null: no RMS norm before the product
+  const float* norm_weight;   // [K], or null: no norm before the product
+  const float* norm_bias;     // [K], or null
+  NormKind norm_kind;
   float norm_eps;
   const uint8_t* weights;     // num_tiles tiles
   WeightLayout layout;
   const float* bias;          // [N] in the tiles' column order, or null
-  const float* residual;      // [num_rows, num_columns] for kResidual
-  Epilogue epilogue;          // kSwiglu: tiles alternate gate and up, y = silu(gate) * up
+  const float* residual;      // [num_rows, num_columns], or null
+  Activation activation;
+  bool gated;                 // tiles alternate gate and up: act(gate) * up
+  float scale;
+  float soft_cap;             // 0: none, else y becomes soft_cap * tanh(y / soft_cap)
   float* y;                   // [num_rows, num_columns]
   int num_rows;
   int num_columns;            // of y

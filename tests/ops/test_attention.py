@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from strop.ops import native
-from strop.ops.attention import Rows, attention, new_cache
+from strop.ops.attention import AttentionOperands, Rows, attention, new_cache
 
 BLOCK_LEN = 32
 
@@ -34,7 +34,9 @@ class Case:
         self.num_blocks = 1 + blocks.size
         rotary_dim = head_dim if rotary_dim is None else rotary_dim
         angles = rng.standard_normal((576, rotary_dim // 2))
-        self.rope = (jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+        self.operands = AttentionOperands(
+            (jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+        )
 
     def run(self, platform, steps):
         """Each step is a list of (sequence, start, count); returns every row's output by (sequence, slot)."""
@@ -45,7 +47,15 @@ class Case:
             qkv = np.concatenate([self.qkv[seq][start : start + count] for seq, start, count in spans])
             step = jax.jit(
                 lambda qkv, cache, rows: attention(
-                    qkv, cache, 1, rows, self.rope, **self.heads, scale=0.125, block_len=BLOCK_LEN, platform=platform
+                    qkv,
+                    cache,
+                    1,
+                    rows,
+                    self.operands,
+                    **self.heads,
+                    scale=0.125,
+                    block_len=BLOCK_LEN,
+                    platform=platform,
                 ),
                 donate_argnums=1,
             )
@@ -129,7 +139,7 @@ def test_reference_is_the_same_with_and_without_the_cache():
         None,
         0,
         rows,
-        case.rope,
+        case.operands,
         **case.heads,
         scale=0.125,
         block_len=BLOCK_LEN,
@@ -145,7 +155,7 @@ def test_cache_is_updated_in_place(isa):
 
     def step(qkv, cache, rows):
         y, cache = attention(
-            qkv, cache, 0, rows, case.rope, **case.heads, scale=0.125, block_len=BLOCK_LEN, platform="native"
+            qkv, cache, 0, rows, case.operands, **case.heads, scale=0.125, block_len=BLOCK_LEN, platform="native"
         )
         return y, cache
 
@@ -162,7 +172,7 @@ def test_stale_pages_never_leak(isa):
     cache = jnp.full((2, case.num_blocks, 3, 2, BLOCK_LEN * 64), jnp.nan, jnp.bfloat16)
     rows = make_rows([(0, 0, 5)], case.tables)
     y, _ = attention(
-        jnp.asarray(case.qkv[0]), cache, 0, rows, case.rope, **case.heads, scale=0.125, block_len=BLOCK_LEN,
+        jnp.asarray(case.qkv[0]), cache, 0, rows, case.operands, **case.heads, scale=0.125, block_len=BLOCK_LEN,
         platform="native",
     )  # fmt: skip
     assert np.isfinite(np.asarray(y)).all()
@@ -177,7 +187,7 @@ def test_rows_outside_the_cache_are_refused(isa):
         with pytest.raises(Exception, match="outside the cache"):
             jax.block_until_ready(
                 attention(
-                    jnp.asarray(case.qkv[0]), cache, 0, rows, case.rope, **case.heads, scale=0.125,
+                    jnp.asarray(case.qkv[0]), cache, 0, rows, case.operands, **case.heads, scale=0.125,
                     block_len=BLOCK_LEN, platform="native",
                 )
             )  # fmt: skip

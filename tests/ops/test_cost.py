@@ -28,7 +28,7 @@ def test_linear_flops_are_xlas(num_rows, n_len, k_len):
 
 
 def test_a_packed_linear_counts_its_stored_bytes():
-    cost = linear_cost.cost(LinearCall(3, 64, 32, "q4_offset", 1280, "none"))
+    cost = linear_cost.cost(LinearCall(3, 64, 32, "q4_offset", 1280))
     assert (cost.kind, cost.flops, cost.bytes_read, cost.bytes_written) == ("int8", 2 * 3 * 64 * 32, 1280, 0)
 
 

@@ -11,7 +11,8 @@ from strop.formats.values import dense
 from strop.models.packing import packed_format, unify
 from strop.ops import native
 from strop.ops.embed import embed
-from strop.ops.linear import Norm, linear
+from strop.ops.linear import linear
+from strop.ops.norm import Norm
 from strop.ops.weights import PACKED_FORMATS, Weight
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 25, 33, 64)
@@ -78,7 +79,7 @@ def test_norm_bias_residual_and_gate_fuse(isa, format_name):
     rng = np.random.default_rng(3)
     k_len, n_len = 96, 64
     x = rng.standard_normal((9, k_len)).astype(np.float32)
-    norm = Norm(jnp.asarray(rng.standard_normal((2, k_len)), jnp.float32), 1e-5)
+    norm = Norm("rms", jnp.asarray(rng.standard_normal((2, k_len)), jnp.float32), None, 1e-5, 1)
     scale = 1 / np.sqrt(np.square(x.astype(np.float64)).mean(-1, keepdims=True) + 1e-5)
     normed = (x * scale * np.asarray(norm.weight)[1]).astype(np.float32)
     value = make(rng, format_name, n_len, k_len)
@@ -95,7 +96,9 @@ def test_norm_bias_residual_and_gate_fuse(isa, format_name):
     both = packed([value, up], interleave=True)
     gate = as_kernel_sees(x, weight) @ dense(value).astype(np.float64).T
     expected = gate / (1 + np.exp(-gate)) * (as_kernel_sees(x, weight) @ dense(up).astype(np.float64).T)
-    np.testing.assert_allclose(call(x, both, swiglu=True), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+    np.testing.assert_allclose(
+        call(x, both, activation="silu", gated=True), expected, atol=1e-5 * np.abs(expected).max(), rtol=0
+    )
 
 
 @pytest.mark.parametrize("format_name", list(PACKED_FORMATS))

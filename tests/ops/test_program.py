@@ -7,9 +7,10 @@ import pytest
 from random_weights import make, packed
 
 from strop.ops import native
-from strop.ops.attention import Rows, attention
+from strop.ops.attention import AttentionOperands, Rows, attention
 from strop.ops.bound import bind_native
-from strop.ops.linear import Norm, linear
+from strop.ops.linear import linear
+from strop.ops.norm import Norm
 from strop.ops.program import string_calls
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs the native library")
@@ -45,11 +46,11 @@ def step(model, between):
     def run(x, cache):
         r = rows()
         for layer in range(2):
-            norm = Norm(model["norm"], 1e-5)
+            norm = Norm("rms", model["norm"], None, 1e-5, layer)
             qkv = linear(x, model["qkv"], 0, r.counts, platform="native", layer=layer, norm=norm)
             attended, cache = attention(
-                qkv, cache, layer, r, None, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, scale=0.2,
-                block_len=32, platform="native",
+                qkv, cache, layer, r, AttentionOperands(), num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM,
+                scale=0.2, block_len=32, platform="native",
             )  # fmt: skip
             x = between(linear(attended, model["o"], 0, r.counts, platform="native", residual=x))
         last = jnp.asarray([ROWS - 1], jnp.int32)
@@ -104,9 +105,9 @@ def test_bound_equals_single(model):
         norm, qkv, o = kept
         fields, tables, counts, last = ints[:48].reshape(6, 8), ints[48:49].reshape(1, 1), ints[49:51], ints[51:52]
         for layer in range(2):
-            y = linear(x, qkv, 0, counts, platform="native", layer=layer, norm=Norm(norm, 1e-5))
+            y = linear(x, qkv, 0, counts, platform="native", layer=layer, norm=Norm("rms", norm, None, 1e-5, layer))
             y, cache = attention(
-                y, cache, layer, Rows(fields, tables, counts), None, num_heads=HEADS, num_kv_heads=HEADS,
+                y, cache, layer, Rows(fields, tables, counts), AttentionOperands(), num_heads=HEADS, num_kv_heads=HEADS,
                 head_dim=HEAD_DIM, scale=0.2, block_len=32, platform="native",
             )  # fmt: skip
             x = linear(y, o, 0, counts, platform="native", residual=x)

@@ -20,7 +20,7 @@ from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
 from strop.models.reader import ParameterReader, load_spec
-from strop.models.spec import ModelSpec
+from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops import native
 from strop.ops.dispatch import Platform
 
@@ -131,11 +131,24 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
     from strop.ops.linear.cpu import declines_gate
 
     for layer in dict.fromkeys(spec.layers):
-        heads, mlp = layer.attention, layer.mlp
-        reason = declines_shape(heads.head_dim, config.block_len) or declines_gate(mlp.ffn_dim)
+        reason = declines_shape(layer.attention.head_dim, config.block_len) or declines_gate(layer.mlp.ffn_dim)
+        reason = reason or _unserved(layer)
         if reason is not None:
             return reason
     return None
+
+
+def _unserved(layer: LayerSpec) -> str | None:
+    """What the native kernels do not do yet; None if nothing."""
+    heads = layer.attention
+    wanted = {
+        "soft caps": heads.soft_cap is not None,
+        "ALiBi": heads.alibi_scale is not None,
+        "attention sinks": heads.sinks,
+        "norms of queries and keys": heads.qk_norm is not None,
+        "experts": layer.experts is not None,
+    }
+    return next((f"{name} have no kernel yet" for name, is_wanted in wanted.items() if is_wanted), None)
 
 
 def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:

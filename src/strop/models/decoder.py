@@ -1,16 +1,19 @@
-"""The decoder: one loop over the layers' data. It names no family."""
+"""The network: one loop over the layers' data. It names no family."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from strop.models.layout import Single
 from strop.models.parameters import LayerPlaces, Parameters, Place
-from strop.models.spec import LayerSpec, ModelSpec
-from strop.ops.attention import Cache, Rows, attention
+from strop.models.spec import Experts, LayerSpec, ModelSpec
+from strop.models.spec import Norm as NormSpec
+from strop.ops.attention import AttentionOperands, Cache, Rows, attention
 from strop.ops.embed import embed
-from strop.ops.linear import Norm, linear
+from strop.ops.experts import experts
+from strop.ops.linear import linear
+from strop.ops.norm import Norm
 
 
 def forward(
@@ -27,47 +30,128 @@ def forward(
         cache: see ops.attention.cache_shape; None attends within the rows alone.
     """
     x = embed(rows.fields[0], params.weights["embed"], rows.counts, platform=layout.platform)
+    if spec.embedding_scale != 1.0:
+        x = x * spec.embedding_scale
+    if spec.num_positions:
+        x = x + embed(rows.fields[1], params.weights["positions"], rows.counts, platform=layout.platform)
+    if spec.num_token_types:
+        x = x + params.vectors["token_type"]
+    if spec.embedding_norm is not None:
+        x = _norm(params, spec.embedding_norm, "embedding_norm")(x)
     for layer, (layer_spec, places) in enumerate(zip(spec.layers, params.layers, strict=True)):
-        x, cache = _layer(params, layer, layer_spec, places, x, rows, cache, layout)
+        x, cache = _Layer(params, layer, layer_spec, places, rows, layout)(x, cache)
     return x, cache
 
 
-def _layer(
-    params: Parameters,
-    layer: int,
-    spec: LayerSpec,
-    places: LayerPlaces,
-    x: jax.Array,
-    rows: Rows,
-    cache: Cache,
-    layout: Single,
-) -> tuple[jax.Array, Cache]:
-    vectors, platform = params.vectors, layout.platform
+def _norm(params: Parameters, spec: NormSpec, role: str, index: int = 0) -> Norm:
+    vectors = params.vectors
+    return Norm(spec.kind, vectors[role], vectors.get(f"{role}_bias") if spec.bias else None, spec.eps, index)
 
-    def matrix(place: Place, y: jax.Array, **fused: Any) -> jax.Array:
-        stack = params.weights[place.stack]
-        return linear(y, stack, place.index, rows.counts, platform=platform, layer=layer, **fused)
 
-    norm, heads = spec.norm, spec.attention
-    qkv = matrix(places.qkv, x, norm=Norm(vectors["attention_norm"], norm.eps), bias=vectors.get("qkv_bias"))
-    attended, cache = attention(
-        qkv,
-        cache,
-        layer,
-        _within_window(rows, heads.window_len),
-        None if places.rope is None else params.ropes[places.rope],
-        num_heads=heads.num_heads,
-        num_kv_heads=heads.num_kv_heads,
-        head_dim=heads.head_dim,
-        scale=heads.scale,
-        block_len=layout.block_len,
-        platform=platform,
-    )
-    x = matrix(places.o, attended, bias=vectors.get("o_bias"), residual=x)
-    gated = matrix(
-        places.gate_up, x, norm=Norm(vectors["mlp_norm"], norm.eps), bias=vectors.get("gate_up_bias"), swiglu=True
-    )
-    return matrix(places.down, gated, bias=vectors.get("down_bias"), residual=x), cache
+class _Layer:
+    """One layer at work."""
+
+    def __init__(
+        self, params: Parameters, index: int, spec: LayerSpec, places: LayerPlaces, rows: Rows, layout: Single
+    ) -> None:
+        self._params, self._index, self._spec, self._places = params, index, spec, places
+        self._rows, self._layout = rows, layout
+
+    def __call__(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        spec = self._spec
+        attended, cache = self._attend(x, cache)
+        if spec.parallel:
+            mlp_norm = self._norm("mlp_norm" if spec.mlp_norm is not None else "attention_norm")
+            after = self._add(x, "attention", attended)
+            return self._add(after, "mlp", x, mlp_norm), cache
+        x = self._add(x, "attention", attended)
+        return self._add(x, "mlp", x, self._norm("mlp_norm")), cache
+
+    def _add(
+        self, x: jax.Array, branch: Literal["attention", "mlp"], given: jax.Array, norm: Norm | None = None
+    ) -> jax.Array:
+        """x and what a branch makes of `given`."""
+        out_norm = self._norm(f"{branch}_out_norm")
+        scale = self._spec.residual_scale
+        project = self._project if branch == "attention" else self._mlp
+        if out_norm is None:
+            return project(given, norm, scale=scale, residual=x)
+        if self._spec.norm_after:
+            return out_norm(project(given, norm, scale=scale, residual=x))
+        return x + scale * out_norm(project(given, norm))
+
+    def _attend(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        heads, places, vectors = self._spec.attention, self._places, self._params.vectors
+        qk_norm = None
+        if heads.qk_norm is not None:
+            q_norm, k_norm = (
+                _norm(self._params, heads.qk_norm.norm, role, self._index) for role in ("q_norm", "k_norm")
+            )
+            qk_norm = q_norm, k_norm
+        operands = AttentionOperands(
+            None if places.rope is None else self._params.ropes[places.rope],
+            qk_norm,
+            vectors["sinks"][self._index] if heads.sinks else None,
+        )
+        return attention(
+            self._matrix(places.qkv, x, norm=self._norm("attention_norm"), bias=vectors.get("qkv_bias")),
+            cache,
+            self._index,
+            _within_window(self._rows, heads.window_len),
+            operands,
+            num_heads=heads.num_heads,
+            num_kv_heads=heads.num_kv_heads,
+            head_dim=heads.head_dim,
+            scale=heads.scale,
+            soft_cap=heads.soft_cap,
+            alibi_scale=heads.alibi_scale,
+            block_len=self._layout.block_len,
+            platform=self._layout.platform,
+        )
+
+    def _project(self, attended: jax.Array, _: Norm | None, **fused: Any) -> jax.Array:
+        return self._matrix(self._places.o, attended, bias=self._params.vectors.get("o_bias"), **fused)
+
+    def _mlp(self, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
+        mlp, places, vectors = self._spec.mlp, self._places, self._params.vectors
+        if self._spec.experts is not None:
+            return self._experts(self._spec.experts, x, norm, **fused)
+        activated = self._matrix(
+            places.gate_up,
+            x,
+            norm=norm,
+            bias=vectors.get("gate_up_bias"),
+            activation=mlp.activation,
+            gated=mlp.gated,
+        )
+        return self._matrix(places.down, activated, bias=vectors.get("down_bias"), **fused)
+
+    def _experts(self, spec: Experts, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
+        params, places = self._params, self._places
+        assert places.router is not None
+        x = x if norm is None else norm(x)
+        scores = self._matrix(places.router, x, bias=params.vectors.get("router_bias"))
+        y = experts(
+            x,
+            scores,
+            (params.weights[places.gate_up.stack], places.gate_up.index),
+            (params.weights[places.down.stack], places.down.index),
+            spec.num_active,
+            normalise=spec.normalise,
+            activation=self._spec.mlp.activation,
+            platform=self._layout.platform,
+        )
+        return fused.get("residual", 0.0) + fused.get("scale", 1.0) * y
+
+    def _norm(self, role: str) -> Norm | None:
+        spec: NormSpec | None = getattr(self._spec, role)
+        return None if spec is None else _norm(self._params, spec, role, self._index)
+
+    def _matrix(self, place: Place, y: jax.Array, **fused: Any) -> jax.Array:
+        stack = self._params.weights[place.stack]
+        return linear(
+            y, stack, place.index, self._rows.counts, platform=self._layout.platform, layer=self._index, **fused
+        )
 
 
 def _within_window(rows: Rows, window_len: int | None) -> Rows:
@@ -91,5 +175,16 @@ def logits(
     counts[1] rows are computed.
     """
     head = params.weights["embed" if spec.tied_embeddings else "head"]
-    norm = Norm(params.vectors["final_norm"], spec.final_norm.eps)
-    return linear(hidden, head, 0, counts, platform=layout.platform, norm=norm, count_index=1, row_ids=row_ids)
+    return linear(
+        hidden,
+        head,
+        0,
+        counts,
+        platform=layout.platform,
+        norm=None if spec.final_norm is None else _norm(params, spec.final_norm, "final_norm"),
+        bias=params.vectors.get("head_bias"),
+        scale=spec.logit_scale,
+        soft_cap=spec.logit_soft_cap,
+        count_index=1,
+        row_ids=row_ids,
+    )

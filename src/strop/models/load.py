@@ -4,8 +4,9 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,25 @@ from strop.formats.values import TensorInfo, TensorValue, dense
 from strop.models.packing import pack, packed_bytes, packed_format, unify
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.reader import ParameterReader
-from strop.models.spec import ModelSpec, Rope
+from strop.models.spec import LayerSpec, ModelSpec, Rope
 from strop.ops.dispatch import Platform
 from strop.ops.weights import TILE_COLUMNS, Weight
 
 log = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raise when native/kernels/linear.h changes a tile, so that old cache files are ignored."""
 
-_ROLES = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
+_ROLES = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",), "router": ("router",)}
 _BIASES = {
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
     "o_bias": ("o_bias",),
     "gate_up_bias": ("gate_bias", "up_bias"),
     "down_bias": ("down_bias",),
+    "router_bias": ("router_bias",),
 }
+_NORMS = ("attention_norm", "q_norm", "k_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
+_VECTORS = (*(name for norm in _NORMS for name in (norm, f"{norm}_bias")), "sinks")
 
 
 def load(
@@ -55,56 +59,110 @@ def load(
 def rope_tables(rope: Rope, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """cos, sin of every angle: two float32 [num_positions, rotary_dim / 2], computed in float64."""
     inv_freq = rope.theta ** -(np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim)
-    if rope.inv_freq_scale is not None:
-        inv_freq = inv_freq * np.asarray(rope.inv_freq_scale, np.float64)
+    is_long = rope.long_inv_freq_scale is not None and num_positions > rope.original_context_len
+    scale = rope.long_inv_freq_scale if is_long else rope.inv_freq_scale
+    if scale is not None:
+        inv_freq = inv_freq * np.asarray(scale, np.float64)
     angles = np.arange(num_positions, dtype=np.float64)[:, None] * inv_freq[None, :]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return tuple((rope.amplitude * part(angles)).astype(np.float32) for part in (np.cos, np.sin))  # type: ignore[return-value]
 
 
 def _distinct_ropes(spec: ModelSpec) -> list[Rope]:
     return list(dict.fromkeys(layer.attention.rope for layer in spec.layers if layer.attention.rope is not None))
 
 
-def _read_role(reader: ParameterReader, layer: int, role: str) -> list[TensorValue]:
-    return unify([reader.read(f"layers.{layer}.{part}") for part in _ROLES[role]])
+class _Matrix(NamedTuple):
+    """One matrix of a layer: a role of _ROLES, of an expert or of the layer itself."""
+
+    layer: int
+    role: str
+    expert: int | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """The parameters whose rows it joins, of those there may be."""
+        prefix = f"layers.{self.layer}." + ("" if self.expert is None else f"experts.{self.expert}.")
+        return [prefix + part for part in _ROLES[self.role]]
+
+
+def _matrices(spec: ModelSpec) -> list[_Matrix]:
+    """All of them, layer by layer; a layer's experts follow one another."""
+    found = []
+    for i, layer in enumerate(spec.layers):
+        found += [_Matrix(i, "qkv"), _Matrix(i, "o")]
+        if layer.experts is not None:
+            found.append(_Matrix(i, "router"))
+            for role in ("gate_up", "down"):
+                found += [_Matrix(i, role, e) for e in range(layer.experts.num_experts)]
+        else:
+            found += [_Matrix(i, "gate_up"), _Matrix(i, "down")]
+    return found
+
+
+def _read_matrix(reader: ParameterReader, matrix: _Matrix) -> list[TensorValue]:
+    return unify([reader.read(path) for path in matrix.paths if path in reader.inventory])
 
 
 def _assign(
-    spec: ModelSpec, stack_of: Callable[[int, str], str]
-) -> tuple[dict[str, list[int]], tuple[LayerPlaces, ...]]:
-    """Layers of each stack, in order, and every layer's places in them."""
-    stacks: dict[str, list[int]] = {}
+    spec: ModelSpec, stack_of: Callable[[_Matrix], str]
+) -> tuple[dict[str, list[_Matrix]], tuple[LayerPlaces, ...]]:
+    """The matrices of each stack, in order, and every layer's places in them."""
+    stacks: dict[str, list[_Matrix]] = {}
+    places: list[dict[str, Place]] = [{} for _ in spec.layers]
+    for matrix in _matrices(spec):
+        name = stack_of(matrix)
+        stacks.setdefault(name, []).append(matrix)
+        places[matrix.layer].setdefault(matrix.role, Place(name, len(stacks[name]) - 1))  # of experts, the first
     ropes = _distinct_ropes(spec)
-    places = []
-    for i, layer in enumerate(spec.layers):
-        found = {}
-        for role in _ROLES:
-            name = stack_of(i, role)
-            stacks.setdefault(name, []).append(i)
-            found[role] = Place(name, len(stacks[name]) - 1)
-        rope = layer.attention.rope
-        places.append(LayerPlaces(**found, rope=None if rope is None else ropes.index(rope)))
-    return stacks, tuple(places)
+    return stacks, tuple(
+        LayerPlaces(
+            found["qkv"],
+            found["o"],
+            found["gate_up"],
+            found["down"],
+            found.get("router"),
+            None if layer.attention.rope is None else ropes.index(layer.attention.rope),
+        )
+        for layer, found in zip(spec.layers, places, strict=True)
+    )
 
 
 def _read_vectors(reader: ParameterReader, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Norms and biases, float32 [L, len]; a layer without a bias that others have gets zeros."""
+    """Norms and biases, float32 [L, len]; a layer without one that others have gets zeros."""
 
-    def stack(names: tuple[str, ...]) -> np.ndarray:
-        found = {
-            layer: np.concatenate([dense(reader.read(f"layers.{layer}.{name}")) for name in names])
-            for layer in range(spec.num_layers)
-            if f"layers.{layer}.{names[0]}" in reader.inventory
-        }
+    def stack(names: tuple[str, ...], offset: Callable[[LayerSpec], float] = lambda layer: 0.0) -> np.ndarray | None:
+        found = {}
+        for i, layer in enumerate(spec.layers):
+            paths = [path for path in (f"layers.{i}.{name}" for name in names) if path in reader.inventory]
+            if paths:
+                found[i] = np.concatenate([dense(reader.read(path)) for path in paths]) + np.float32(offset(layer))
+        if not found:
+            return None
         length = len(next(iter(found.values())))
-        return np.stack([found.get(layer, np.zeros(length, np.float32)) for layer in range(spec.num_layers)])
+        return np.stack([found.get(i, np.zeros(length, np.float32)) for i in range(spec.num_layers)])
 
-    vectors = {"attention_norm": stack(("attention_norm",)), "mlp_norm": stack(("mlp_norm",))}
-    vectors["final_norm"] = dense(reader.read("final_norm"))[None]
-    for name, parts in _BIASES.items():
-        if any(f"layers.{layer}.{parts[0]}" in reader.inventory for layer in range(spec.num_layers)):
-            vectors[name] = stack(parts)
-    return vectors
+    vectors = {name: stack((name,), partial(_weight_offset, role=name)) for name in _VECTORS}
+    vectors |= {name: stack(parts) for name, parts in _BIASES.items()}
+    for name, norm in (("embedding_norm", spec.embedding_norm), ("final_norm", spec.final_norm)):
+        if norm is not None:
+            vectors[name] = dense(reader.read(name))[None] + np.float32(norm.weight_offset)
+            vectors[f"{name}_bias"] = dense(reader.read(f"{name}_bias"))[None] if norm.bias else None
+    vectors["head_bias"] = dense(reader.read("head_bias"))[None] if spec.head_bias else None
+    vectors["token_type"] = dense(reader.read("token_types"))[:1] if spec.num_token_types else None
+    return {name: value for name, value in vectors.items() if value is not None}
+
+
+def _weight_offset(layer: LayerSpec, role: str) -> float:
+    if role in ("q_norm", "k_norm"):
+        return 0.0 if layer.attention.qk_norm is None else layer.attention.qk_norm.norm.weight_offset
+    norm = getattr(layer, role, None)
+    return 0.0 if norm is None else float(norm.weight_offset)
+
+
+def _tables(spec: ModelSpec) -> list[str]:
+    """Parameters outside the layers that are matrices."""
+    names = ["embed"] + ["positions"] * bool(spec.num_positions)
+    return names + ["head"] * (spec.causal and not spec.tied_embeddings)
 
 
 def _load_dense(
@@ -113,19 +171,19 @@ def _load_dense(
     # float32 is exact; an accelerator multiplies in bf16 and has the memory of one.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
-    def join(layer: int, role: str) -> np.ndarray:
-        return np.concatenate([dense(part) for part in _read_role(reader, layer, role)])
+    def join(matrix: _Matrix) -> np.ndarray:
+        return np.concatenate([dense(part) for part in _read_matrix(reader, matrix)])
 
-    def shape(layer: int, role: str) -> str:
-        heads, mlp = spec.layers[layer].attention, spec.layers[layer].mlp
-        return f"{role}.{heads.num_heads}.{heads.num_kv_heads}.{heads.head_dim}.{mlp.ffn_dim}"
+    def stack_of(matrix: _Matrix) -> str:
+        infos = [reader.inventory[path] for path in matrix.paths if path in reader.inventory]
+        return f"{matrix.role}.{sum(info.shape[0] for info in infos)}x{infos[0].shape[1]}"
 
-    stacks, places = _assign(spec, shape)
+    stacks, places = _assign(spec, stack_of)
     weights = {}
-    for name, layers in stacks.items():
-        matrices = np.stack([join(layer, name.split(".")[0]) for layer in layers])
+    for name, members in stacks.items():
+        matrices = np.stack([join(matrix) for matrix in members])
         weights[name] = Weight(jnp.asarray(matrices, dtype), "dense", matrices.shape[1:])
-    for name in ("embed",) if spec.tied_embeddings else ("embed", "head"):
+    for name in _tables(spec):
         matrix = dense(reader.read(name))
         weights[name] = Weight(jnp.asarray(matrix, dtype)[None], "dense", matrix.shape)
     return weights, {name: jnp.asarray(value) for name, value in _read_vectors(reader, spec).items()}, places
@@ -143,7 +201,8 @@ def _load_packed(
         for name, entry in manifest["weights"].items()
     }
     vectors = {name: _on_device(packed, name) for name in manifest["vectors"]}
-    _, places = _assign(spec, lambda layer, role: manifest["stacks"][role][layer])
+    names = iter(manifest["stacks"])
+    _, places = _assign(spec, lambda matrix: next(names))
     return weights, vectors, places
 
 
@@ -154,34 +213,36 @@ def _on_device(packed: PackFile, name: str) -> jax.Array:
 
 def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) -> None:
     log.info("packing the weights for this machine's kernels: once per model")
-    manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": {role: [] for role in _ROLES}}
+    manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": []}
     shapes: dict[str, tuple[str, tuple[int, int]]] = {}
 
-    def stack_of(layer: int, role: str) -> str:
-        parts = _read_role(reader, layer, role)
+    def stack_of(matrix: _Matrix) -> str:
+        parts = _read_matrix(reader, matrix)
         shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-        name = f"{role}.{packed_format(parts[0])}.{shape[0]}x{shape[1]}"
+        name = f"{matrix.role}.{packed_format(parts[0])}.{shape[0]}x{shape[1]}"
         shapes[name] = (packed_format(parts[0]), shape)
-        manifest["stacks"][role].append(name)
+        manifest["stacks"].append(name)
         return name
 
     stacks, _ = _assign(spec, stack_of)
-    for name, layers in stacks.items():
+    for name, members in stacks.items():
         format_name, shape = shapes[name]
-        out = writer.reserve(name, (len(layers), packed_bytes(format_name, *shape)), np.dtype(np.uint8))
-        for at, layer in enumerate(layers):
-            role = name.split(".")[0]
-            pack(_read_role(reader, layer, role), out[at], interleave=role == "gate_up")
+        out = writer.reserve(name, (len(members), packed_bytes(format_name, *shape)), np.dtype(np.uint8))
+        for at, matrix in enumerate(members):
+            parts = _read_matrix(reader, matrix)
+            pack(parts, out[at], interleave=matrix.role == "gate_up" and len(parts) == 2)
         manifest["weights"][name] = {"format": format_name, "shape": shape}
-    for name in ("embed",) if spec.tied_embeddings else ("embed", "head"):
+    for name in _tables(spec):
         value = reader.read(name)
         format_name = packed_format(value)
         pack([value], writer.reserve(name, (1, packed_bytes(format_name, *value.shape)), np.dtype(np.uint8))[0])
         manifest["weights"][name] = {"format": format_name, "shape": value.shape}
     for name, value in _read_vectors(reader, spec).items():
-        if name == "gate_up_bias":  # in the order of the alternating tiles
+        if (
+            name == "gate_up_bias" and value.shape[1] == 2 * spec.layers[0].mlp.ffn_dim
+        ):  # in the order of the alternating tiles
             value = value.reshape(len(value), 2, -1, TILE_COLUMNS).swapaxes(1, 2).reshape(len(value), -1)
-        if name.endswith("_bias"):
+        if name.endswith("_bias") and name.removesuffix("_bias") not in _VECTORS:
             value = np.pad(value, ((0, 0), (0, -value.shape[1] % TILE_COLUMNS)))
         writer.add(name, np.ascontiguousarray(value, np.float32))
         manifest["vectors"].append(name)

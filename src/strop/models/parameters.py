@@ -22,7 +22,9 @@ class LayerPlaces:
     qkv: Place
     o: Place
     gate_up: Place
+    """Just up, where nothing gates; the first of the experts, where there are several."""
     down: Place
+    router: Place | None
     rope: int | None
     """Which pair of rope tables."""
 
@@ -33,7 +35,7 @@ class Parameters:
     """Everything `forward` reads."""
 
     weights: dict[str, Weight]
-    """By stack name; always "embed", and "head" unless the embeddings are tied."""
+    """By stack name; always "embed", and "head" unless the embeddings are tied; "positions" if they are learned."""
     vectors: dict[str, jax.Array]
     """float32 [L, len]: attention_norm, mlp_norm, final_norm [1, D], and the biases the spec has."""
     ropes: tuple[tuple[jax.Array, jax.Array], ...]

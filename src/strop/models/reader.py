@@ -1,5 +1,6 @@
 """Checkpoint -> ModelSpec, and its tensors as canonical parameters: renamed, re-ordered, checked."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from strop.formats.hf import HFCheckpoint
 from strop.formats.values import DENSE_DTYPES, GroupQuantized, TensorValue, dense
 from strop.models.from_gguf import ROPE_FACTORS, family_from_gguf, spec_from_gguf
 from strop.models.from_hf import family_from_hf, spec_from_hf
-from strop.models.names import GGUF_NAMES, HF_NAMES, NameMap
+from strop.models.names import NameMap
 from strop.models.params import ParamInfo, check_spec, inventory
 from strop.models.spec import ModelSpec
 
@@ -43,7 +44,7 @@ def load_spec(checkpoint: AnyCheckpoint) -> ModelSpec:
     if isinstance(checkpoint, HFCheckpoint):
         return spec_from_hf(checkpoint.config)
     family_from_gguf(checkpoint.metadata)
-    factors = dense(checkpoint.read(ROPE_FACTORS)) if ROPE_FACTORS in checkpoint.tensors else None
+    factors = {name: dense(checkpoint.read(name)) for name in ROPE_FACTORS if name in checkpoint.tensors}
     return spec_from_gguf(checkpoint.metadata, checkpoint.tensors, factors)
 
 
@@ -59,6 +60,10 @@ class ParameterReader:
         self.inventory: dict[str, ParamInfo] = inventory(spec)
         self._names = _name_map(checkpoint)
         self._tensor_names = {path: self.tensor_name(path) for path in self.inventory}
+        self._paths: dict[str, list[str]] = {}
+        for path, name in self._tensor_names.items():
+            self._paths.setdefault(name, []).append(path)
+        self._last: tuple[str, TensorValue] | None = None  # a tensor of many parameters is decoded once
         self._check_names()
         self._check_infos()
 
@@ -98,13 +103,17 @@ class ParameterReader:
             )
 
     def _check_infos(self) -> None:
-        for path, name in self._tensor_names.items():
-            expected, info = self.inventory[path], self.checkpoint.tensors[name]
-            if info.shape != expected.shape:
-                axes = " x ".join(expected.axes)
+        for name, paths in self._paths.items():
+            info, expected = self.checkpoint.tensors[name], self._expected_shape(name)
+            found = info.shape
+            if len(found) > len(expected) and len(paths) > 1:  # experts, stacked
+                found = (math.prod(found[: 1 - len(expected)]), *found[len(found) + 1 - len(expected) :])
+            if found != expected:
+                axes = " x ".join(self.inventory[paths[0]].axes)
+                parts = f" of each of {len(paths)} parameters" if len(paths) > 1 else ""
                 raise FormatError(
-                    f"{self.checkpoint.path}: the tensor {name!r} has shape {info.shape}, expected {expected.shape}"
-                    f" ({axes}); the file is damaged or its config belongs to another model"
+                    f"{self.checkpoint.path}: the tensor {name!r} has shape {info.shape}, expected {expected}"
+                    f" ({axes}{parts}); the file is damaged or its config belongs to another model"
                 )
             if isinstance(self.checkpoint, HFCheckpoint) and info.format not in DENSE_DTYPES:
                 raise UnsupportedError(
@@ -112,9 +121,32 @@ class ParameterReader:
                     f" {', '.join(DENSE_DTYPES)}: use an unquantised checkpoint, or a GGUF file"
                 )
 
+    def _expected_shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor as the checkpoint stores it, experts flattened."""
+        shapes = [self.inventory[path].shape for path in self._paths[name]]
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return shape[::-1] if self._is_transposed(name) else shape
+
+    def _is_transposed(self, name: str) -> bool:
+        return self._names is not None and self._names.is_transposed(name)
+
     def read(self, path: str) -> TensorValue:
         """The parameter's exact value. Raises FormatError when it, or one of its scales, is not finite."""
         name = self._tensor_names[path]
+        if self._last is None or self._last[0] != name:
+            self._last = name, self._read_tensor(name)
+        value = self._last[1]
+        paths = self._paths[name]
+        if len(paths) > 1:
+            rows = self._rows_of(path, paths)
+            value = value.take_rows(rows) if isinstance(value, GroupQuantized) else value[rows]
+        else:
+            self._last = None
+        if self._names is not None and self._names.adjacent_rotary_pairs:
+            return self._with_halves_apart(path, value)
+        return value
+
+    def _read_tensor(self, name: str) -> TensorValue:
         value = self.checkpoint.read(name)
         finite = value.is_finite() if isinstance(value, GroupQuantized) else np.isfinite(value).all()
         if not finite:
@@ -122,9 +154,26 @@ class ParameterReader:
                 f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
                 " it again"
             )
-        if self._names is not None and self._names.adjacent_rotary_pairs:
-            return self._with_halves_apart(path, value)
+        if isinstance(value, np.ndarray):
+            if self._is_transposed(name):
+                value = np.ascontiguousarray(value.T)
+            expected_ndim = len(self.inventory[self._paths[name][0]].shape)
+            if value.ndim > expected_ndim:
+                value = value.reshape(-1, *value.shape[value.ndim + 1 - expected_ndim :])
         return value
+
+    def _rows_of(self, path: str, paths: list[str]) -> slice | np.ndarray:
+        """Which rows of a tensor, that holds all of `paths`, are this parameter's."""
+        role = path.rpartition(".")[2]
+        if self._names is not None and self._names.qkv_by_group and role[0] in "qkv" and len(paths) == 3:
+            heads = self.spec.layers[int(path.split(".")[1])].attention
+            group = heads.num_heads // heads.num_kv_heads
+            shape = heads.num_kv_heads, group + 2, heads.head_dim
+            by_group = np.arange(math.prod(shape)).reshape(shape)
+            part = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, None)}[role[0]]
+            return by_group[:, part].reshape(-1)
+        begin = sum(self.inventory[other].shape[0] for other in paths[: paths.index(path)])
+        return slice(begin, begin + self.inventory[path].shape[0])
 
     def read_all(self) -> Iterable[tuple[str, TensorValue]]:
         """(path, value) of every parameter, one at a time."""
@@ -138,15 +187,19 @@ class ParameterReader:
             return value
         attention = self.spec.layers[int(path.split(".")[1])].attention
         num_heads = attention.num_heads if role.startswith("q") else attention.num_kv_heads
-        rows = np.arange(num_heads * attention.head_dim)
-        order = rows.reshape(num_heads, attention.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+        rows = np.arange(num_heads * attention.head_dim).reshape(num_heads, attention.head_dim)
+        rotary_dim = attention.head_dim if attention.rope is None else attention.rope.rotary_dim
+        pairs = rows[:, :rotary_dim].reshape(num_heads, rotary_dim // 2, 2)
+        rows[:, :rotary_dim] = pairs.swapaxes(1, 2).reshape(num_heads, rotary_dim)
+        order = rows.reshape(-1)
         return value.take_rows(order) if isinstance(value, GroupQuantized) else value[order]
 
 
 def _name_map(checkpoint: AnyCheckpoint) -> NameMap | None:
     """The checkpoint's naming; None for an artifact, which uses parameter paths."""
     if isinstance(checkpoint, GGUFCheckpoint):
-        return GGUF_NAMES[family_from_gguf(checkpoint.metadata)]
+        gguf = family_from_gguf(checkpoint.metadata).gguf
+        return None if gguf is None else gguf.names.for_tensors(checkpoint.tensors)
     if isinstance(checkpoint, HFCheckpoint):
-        return HF_NAMES[family_from_hf(checkpoint.config)]
+        return family_from_hf(checkpoint.config).names.for_tensors(checkpoint.tensors)
     return None

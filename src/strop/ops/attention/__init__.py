@@ -1,13 +1,14 @@
 """Rotary positions, the write into the paged cache, and attention over it, as one operation."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from strop.ops.attention import cpu, reference
 from strop.ops.dispatch import Implementation, Platform, resolve
+from strop.ops.norm import Norm
 
 _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.attention, cpu.declines),
@@ -44,6 +45,21 @@ class AttentionCall:
     rotary_dim: int
     block_len: int
     scale: float
+    soft_cap: float | None = None
+    alibi_scale: float | None = None
+    sinks: bool = False
+    qk_norm: Literal["head", "all_heads"] | None = None
+
+
+class AttentionOperands(NamedTuple):
+    """The arrays that a call may have besides qkv and cache."""
+
+    rope: tuple[jax.Array, jax.Array] | None = None
+    """cos and sin tables [positions, rotary_dim / 2]."""
+    qk_norm: tuple[Norm, Norm] | None = None
+    """For queries and keys, before the rotation: of each head [H], or of all heads together [N H], [K H]."""
+    sinks: jax.Array | None = None
+    """float32 [N]: a score per head that only takes its share of the softmax."""
 
 
 def attention(
@@ -51,7 +67,7 @@ def attention(
     cache: Cache,
     layer: int,
     rows: Rows,
-    rope: tuple[jax.Array, jax.Array] | None,
+    operands: AttentionOperands,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -59,20 +75,38 @@ def attention(
     scale: float,
     block_len: int,
     platform: Platform,
+    soft_cap: float | None = None,
+    alibi_scale: float | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
 
     Args:
-        qkv: float32 [T, (N + 2 K) H], queries, keys and values before rotation.
+        qkv: float32 [T, (N + 2 K) H], queries, keys and values before norms and rotation.
         cache: see `new_cache`, donated; None attends within the rows alone (training, scoring).
-        rope: cos and sin tables [positions, rotary_dim / 2], or None.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap).
+        alibi_scale: adds alibi_scale * slope * (key's slot - query's slot) to a score; `alibi_slopes` gives the slopes.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
-    probabilities to bf16 and sums in fixed page order; the reference rounds only to the cache's dtype.
+    probabilities to bf16 and sums in a fixed order; the reference rounds only to the cache's dtype.
     """
-    rotary_dim = 0 if rope is None else 2 * int(rope[0].shape[1])
-    call = AttentionCall(qkv.shape[0], num_heads, num_kv_heads, head_dim, rotary_dim, block_len, scale)
-    return resolve(_IMPLEMENTATIONS, call, platform)(qkv, cache, layer, rows, rope, call)
+    rotary_dim = 0 if operands.rope is None else 2 * int(operands.rope[0].shape[1])
+    over: Literal["head", "all_heads"] | None = None
+    if operands.qk_norm is not None:
+        over = "head" if operands.qk_norm[0].weight.shape[-1] == head_dim else "all_heads"
+    call = AttentionCall(
+        qkv.shape[0],
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        rotary_dim,
+        block_len,
+        scale,
+        soft_cap,
+        alibi_scale,
+        operands.sinks is not None,
+        over,
+    )
+    return resolve(_IMPLEMENTATIONS, call, platform)(qkv, cache, layer, rows, operands, call)
 
 
 def new_cache(

@@ -11,7 +11,10 @@ BLOCK_LEN = 32
 
 
 def declines(call: Any) -> str | None:
-    """Serves what `declines_shape` does not name."""
+    """Serves what `declines_shape` does not name, plain scores only."""
+    for name in ("soft_cap", "alibi_scale", "sinks", "qk_norm"):
+        if getattr(call, name):
+            return f"{name} has no kernel"
     return declines_shape(call.head_dim, call.block_len)
 
 
@@ -25,13 +28,13 @@ def declines_shape(head_dim: int, block_len: int) -> str | None:
 
 
 def attention(
-    qkv: jax.Array, cache: jax.Array | None, layer: int, rows: Any, rope: Any, call: Any
+    qkv: jax.Array, cache: jax.Array | None, layer: int, rows: Any, operands: Any, call: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention."""
     assert cache is not None, "the native kernel attends through a cache"
     attended, cache = call_native(
         "attention",
-        [qkv, cache, rows.fields, rows.block_tables, rows.counts, *(rope or ())],
+        [qkv, cache, rows.fields, rows.block_tables, rows.counts, *(operands.rope or ())],
         [
             jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
             jax.ShapeDtypeStruct(cache.shape, cache.dtype),

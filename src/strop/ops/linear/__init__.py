@@ -1,4 +1,4 @@
-"""Linear layers with what fuses into them: RMS norm before, bias, residual or gated activation after."""
+"""Linear layers with what fuses into them: a norm before; bias, activation, scale, cap and residual after."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -7,21 +7,15 @@ import jax
 
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.linear import cpu, reference
+from strop.ops.norm import Norm
 from strop.ops.weights import Weight
 
-Epilogue = Literal["none", "residual", "swiglu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.linear, cpu.declines),
     Implementation("reference", ("native", "xla"), reference.linear, reference.declines),
 )
-
-
-class Norm(NamedTuple):
-    """RMS norm to apply to the input: weight stack [L, K], and epsilon."""
-
-    weight: jax.Array
-    eps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +28,22 @@ class LinearCall:
     n_len: int
     format: str
     weight_bytes: int
-    epilogue: Epilogue
+    layer: int = 0
+    count_index: int = 0
+    norm: Literal["rms", "layer"] | None = None
+    activation: Activation | None = None
+    gated: bool = False
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+
+class LinearOperands(NamedTuple):
+    """The arrays that a call may have besides input and weight."""
+
+    norm: Norm | None
+    bias: jax.Array | None
+    residual: jax.Array | None
+    row_ids: jax.Array | None
 
 
 def linear(
@@ -47,28 +56,44 @@ def linear(
     layer: int = 0,
     norm: Norm | None = None,
     bias: jax.Array | None = None,
+    activation: Activation | None = None,
+    gated: bool = False,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
     residual: jax.Array | None = None,
-    swiglu: bool = False,
     count_index: int = 0,
     row_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """epilogue(norm(x) @ weight[index].T + bias): float32 [T, N], or [T, N / 2] with swiglu.
+    """residual + cap(scale * act(norm(x) @ weight[index].T + bias)): float32 [T, N], or [T, N / 2] when gated.
 
     Args:
         x: float32 [T, K].
         weight: the stack; `index` picks the matrix [N, K].
         counts: int32; counts[count_index] rows are computed, the rest are undefined.
-        layer: row of `norm.weight` [L, K] and `bias` [L, N].
-        residual: float32 [T, N], added to the result.
+        layer: row of `bias` [L, N].
+        gated: the first half of N gates: act(gate) * up.
+        soft_cap: cap(y) is soft_cap * tanh(y / soft_cap).
+        residual: float32 like the result.
         row_ids: int32 [R], which rows of x to take; T is R then.
-        swiglu: the first half of N gates: silu(gate) * up.
 
     Accumulates in float32. Packed quantised weights: the input is rounded to int8 per group of 32 (scale absmax/127),
     products of a group are exact in int32. Packed bf16: the input is rounded to bf16.
     """
-    epilogue: Epilogue = "swiglu" if swiglu else "none" if residual is None else "residual"
     n_len, k_len = weight.shape
     num_rows = x.shape[0] if row_ids is None else row_ids.shape[0]
-    call = LinearCall(num_rows, k_len, n_len, weight.format, weight.bytes_per_matrix, epilogue)
-    run = resolve(_IMPLEMENTATIONS, call, platform)
-    return run(x, weight, index, counts, layer, norm, bias, residual, swiglu, count_index, row_ids)
+    call = LinearCall(
+        num_rows,
+        k_len,
+        n_len,
+        weight.format,
+        weight.bytes_per_matrix,
+        layer,
+        count_index,
+        None if norm is None else norm.kind,
+        activation,
+        gated,
+        scale,
+        soft_cap,
+    )
+    operands = LinearOperands(norm, bias, residual, row_ids)
+    return resolve(_IMPLEMENTATIONS, call, platform)(x, weight, index, counts, call, operands)

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from strop.ops.program import call_native
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")  # as native/kernels/linear.h numbers them, from 1
+
 
 def declines(call: Any) -> str | None:
-    """Serves packed weights only; see `declines_gate`."""
+    """Serves packed weights; see `declines_gate` and `declines_epilogue`."""
     if call.format not in PACKED_FORMATS:
         return f"format {call.format!r} is not packed"
-    return declines_gate(call.n_len // 2) if call.epilogue == "swiglu" else None
+    return declines_gate(call.n_len // 2) if call.gated else None
 
 
 def declines_gate(ffn_dim: int) -> str | None:
@@ -23,31 +25,25 @@ def declines_gate(ffn_dim: int) -> str | None:
     return None
 
 
-def linear(
-    x: jax.Array,
-    weight: Weight,
-    index: int,
-    counts: jax.Array,
-    layer: int,
-    norm: Any,
-    bias: jax.Array | None,
-    residual: jax.Array | None,
-    swiglu: bool,
-    count_index: int,
-    row_ids: jax.Array | None,
-) -> jax.Array:
+def linear(x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: Any, operands: Any) -> jax.Array:
     """See strop.ops.linear.linear."""
-    packed = PACKED_FORMATS[weight.format]
+    packed, norm = PACKED_FORMATS[weight.format], operands.norm
     n_len = weight.shape[0]
-    num_rows = x.shape[0] if row_ids is None else row_ids.shape[0]
-    epilogue = 2 if swiglu else 0 if residual is None else 1
-    optional = (None if norm is None else norm.weight, bias, residual, row_ids)
-    has = [operand is not None for operand in optional]
+    optional = (
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        operands.bias,
+        operands.residual,
+        operands.row_ids,
+    )
     (y,) = call_native(
         "linear",
         [x, weight.data, counts, *(operand for operand in optional if operand is not None)],
-        [jax.ShapeDtypeStruct((num_rows, n_len // 2 if swiglu else n_len), jnp.float32)],
-        index, layer, packed.code, packed.zero, weight.num_tiles, epilogue, has[0], has[1], has[3], count_index,
-        0.0 if norm is None else float(norm.eps),
+        [jax.ShapeDtypeStruct((call.num_rows, n_len // 2 if call.gated else n_len), jnp.float32)],
+        index, call.layer, packed.code, packed.zero, weight.num_tiles, call.count_index,
+        *(operand is not None for operand in optional),
+        0 if norm is None else norm.row, ("rms", "layer").index(call.norm or "rms"),
+        0 if call.activation is None else 1 + ACTIVATIONS.index(call.activation), call.gated,
+        0.0 if norm is None else float(norm.eps), float(call.scale), float(call.soft_cap or 0.0),
     )  # fmt: skip
     return y
