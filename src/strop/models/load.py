@@ -286,15 +286,15 @@ def load_abstract(reader: ParameterReader, spec: ModelSpec, platform: Platform, 
 
     shapes: dict[str, tuple[str, tuple[int, int]]] = {}
 
-    def stack_of(layer: int, role: str) -> str:
-        found = format_and_shape([f"layers.{layer}.{part}" for part in _ROLES[role]])
-        name = f"{role}.{found[0]}.{found[1][0]}x{found[1][1]}"
+    def stack_of(matrix: _Matrix) -> str:
+        found = format_and_shape([path for path in matrix.paths if path in reader.inventory])
+        name = f"{matrix.role}.{found[0]}.{found[1][0]}x{found[1][1]}"
         shapes[name] = found
         return name
 
     stacks, places = _assign(spec, stack_of)
-    weights = {name: weight(len(layers), *shapes[name]) for name, layers in stacks.items()}
-    for name in ("embed",) if spec.tied_embeddings else ("embed", "head"):
+    weights = {name: weight(len(members), *shapes[name]) for name, members in stacks.items()}
+    for name in _tables(spec):
         weights[name] = weight(1, *format_and_shape([name]))
     tables = [
         jax.ShapeDtypeStruct((num_positions, rope.rotary_dim // 2), jnp.float32) for rope in _distinct_ropes(spec)
