@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from strop.core.config import EngineConfig
-from strop.core.errors import RequestError
+from strop.core.errors import RequestError, UnsupportedError
 from strop.engine.loading import load_model, load_tokenizer
 from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
 from strop.models.reader import load_spec
@@ -86,6 +86,8 @@ def evaluate(options: EvalOptions, say: Callable[[str], None]) -> Evaluation:
     other = open_checkpoint(options.reference) if options.reference is not None else None
     spec, tokenizer = load_spec(checkpoint), load_tokenizer(checkpoint)
     tokenizer.fit_embedding(spec.vocab_size)
+    if not spec.causal:
+        raise UnsupportedError(f"{options.model}: an encoder gives no next tokens to score: pass a language model")
     window_tokens = min(options.window_tokens, spec.max_context_len)
 
     import numpy as np

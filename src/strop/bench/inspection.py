@@ -183,11 +183,11 @@ def _plan(found: Inspection, model: _Candidate, with_speed: bool, measure: bool)
     params = load_abstract(model.reader, model.spec, platform, num_positions=model.config.max_context_len)
     found.platform, found.no_kernels = platform, no_kernels
     on_accelerator = platform == "xla" and no_kernels is None  # whose memory the probe does not reach
-    if with_speed and not on_accelerator:
+    if with_speed and model.spec.causal and not on_accelerator:
         found.speed_limit = speed_limit(params, model.spec, platform, model.config)
     if found.memory is None:
         plan_memory_here(model.reader, model.spec, model.config, platform)  # raises
-    if measure and model.tokenizer is not None:
+    if measure and model.spec.causal and model.tokenizer is not None:
         found.measured_speed = _measured_speed(model, model.tokenizer, platform, params)
 
 
