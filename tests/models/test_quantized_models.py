@@ -1,4 +1,4 @@
-"""A tiny Llama as quantisers store it, against the same weights dequantised: logits on XLA and on the native kernels."""
+"""A tiny Llama as quantisers store it, against the same weights dequantised: logits on XLA and on the kernels."""
 
 import json
 from collections.abc import Callable

@@ -132,8 +132,8 @@ def _integers(stem: str, source: TensorSource) -> StoredWeight:
     scale = find_part(source, f"{stem}.weight_scale", tuple(DENSE_DTYPES))
     if block_of_scale(shape, scale.shape, None) is None:
         raise FormatError(
-            f"{source.path}: the scales of {stem!r} have shape {scale.shape}, expected one or one per row of a weight of"
-            f" {shape}; the model is damaged: download it again"
+            f"{source.path}: the scales of {stem!r} have shape {scale.shape}, expected one or one per row of a weight"
+            f" of {shape}; the model is damaged: download it again"
         )
     parts = [f"{stem}.weight", f"{stem}.weight_scale"]
     has_zeros = f"{stem}.weight_zero_point" in source.tensors

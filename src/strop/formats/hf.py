@@ -1,7 +1,6 @@
 """Hugging Face model folders: `config.json` with `model.safetensors`, whole or in shards. Pickles are never opened."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from strop.core.errors import FormatError, StropError, UnsupportedError
+from strop.formats.foreign import kind_of_files
 from strop.formats.quantized import INTEGER_FORMATS
 from strop.formats.quantizers import QuantizedTensors
 from strop.formats.source_hash import files_hash
@@ -23,7 +23,6 @@ READABLE_FORMATS = (*DENSE_DTYPES, *INTEGER_FORMATS)
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
 """Where old quantisers keep what now stands in config.json."""
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,8 +113,8 @@ class HFCheckpoint:
         info = self.tensors[name]
         if info.format not in DENSE_DTYPES:
             raise UnsupportedError(
-                f"{self.path}: the tensor {name!r} has dtype {info.format}; supported are {', '.join(DENSE_DTYPES)}: use"
-                " an unquantised checkpoint, or a GGUF file"
+                f"{self.path}: the tensor {name!r} has dtype {info.format}; supported are {', '.join(DENSE_DTYPES)}:"
+                " use an unquantised checkpoint, or a GGUF file"
             )
         return self._files.read(name)
 
@@ -176,42 +175,16 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
 
 
 def _no_weights(folder: Path) -> StropError:
-    if (folder / "adapter_config.json").is_file():
-        return UnsupportedError(
-            f"{folder}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft)"
-            " and save that"
+    names = [path.name for path in folder.iterdir()]
+    shards = sorted(name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
+    if shards:
+        return FormatError(
+            f"{folder}: has shards ({_some(shards)}) but no model.safetensors.index.json, which says what is in them;"
+            " download that file too"
         )
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickles:
-        return UnsupportedError(
-            f"{folder}: only pickled weights ({_some(pickles)}), which can run any code when opened: convert them with"
-            " `save_pretrained(..., safe_serialization=True)` in transformers, or fetch a safetensors version"
-        )
+    if kind := kind_of_files(names):
+        return UnsupportedError(f"{folder}: {kind}")
     return FormatError(f"{folder}: has a config.json but no model.safetensors; download the weights")
-
-
-def download(model_id: str) -> Path:
-    """The local folder of a Hub model, downloaded if it is not in the Hub's cache (`HF_HOME`, `HF_HUB_OFFLINE` apply).
-
-    Raises UnsupportedError when huggingface_hub is not installed, FormatError when the model cannot be had.
-    """
-    try:
-        import huggingface_hub  # only here: it is slow to import, and files need it not
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{model_id!r} is not a local path, and fetching it from the Hugging Face Hub needs huggingface_hub:"
-            " `pip install huggingface_hub`"
-        ) from error
-    try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=HUB_PATTERNS))
-    except Exception as error:
-        # The library passes on its own errors and those of whichever HTTP client it uses.
-        cause = str(error).strip().partition("\n")[0] or type(error).__name__
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise FormatError(
-            f"{model_id!r} is neither a local path nor to be had from the Hugging Face Hub{offline}: {cause}. Check the"
-            " spelling and the network, log in with `hf auth login` if the model is gated, or pass a local folder"
-        ) from error
 
 
 def _some(names: list[str], limit: int = 5) -> str:

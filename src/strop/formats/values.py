@@ -157,7 +157,7 @@ class GroupQuantized:
         return GroupQuantized(self.codes[index], scale, offset, zero, self.bits, self.group_len)
 
     def with_zero_128(self) -> "GroupQuantized":
-        """The same weights in 8-bit codes with zero=128. Codes must lie within 128 of their zero: below 8 bits all do."""
+        """The same weights in 8-bit codes with zero=128. Below 8 bits that is always possible."""
         rows, columns = self.shape
         zero = self.zero[:, :, None] if isinstance(self.zero, np.ndarray) else np.uint8(self.zero)
         grouped = self.codes.reshape(rows, columns // self.group_len, self.group_len)

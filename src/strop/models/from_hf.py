@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from strop.core.errors import UnsupportedError
+from strop.formats.foreign import kind_of_config
 from strop.models.params import MAX_DIM, MAX_HEAD_DIM, MAX_LAYERS, check_spec
 from strop.models.spec import Attention, GatedMlp, LayerSpec, ModelSpec, RmsNorm, Rope
 
@@ -111,6 +112,8 @@ def family_from_hf(config: Mapping[str, Any]) -> str:
     checked = _Config(config)
     architectures = checked.get("architectures", [])
     if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in tuple(FAMILIES):
+        if kind := kind_of_config(config):
+            raise UnsupportedError(f"the model is {kind}")
         raise checked.refuse("architectures", " or ".join(f"[{name!r}]" for name in FAMILIES))
     family = FAMILIES[architectures[0]]
     checked.require("model_type", (family,))
