@@ -1,13 +1,18 @@
 """Quantised Hugging Face folders: values are exactly what the formats' definitions say, and the rest is refused."""
 
+import contextlib
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as runs
+from hypothesis import strategies as st
 from quantized_files import Quantized, Tensors, awq, fp8, gptq, int8, packed, write_safetensors
 
 from strop.core.errors import FormatError, UnsupportedError
@@ -253,3 +258,32 @@ def test_parts_that_disagree_are_refused(
 def test_settings_that_are_no_object_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="quantization_config is 'gptq', not an object"):
         HFCheckpoint(folder_of(tmp_path, "gptq", {}))
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 200) | st.sampled_from(["", "gptq", "gemm", "int", "-:x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["weights", "format"]), inner),
+    max_leaves=4,
+)
+
+
+@runs(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(
+        [(GPTQ, gptq(WEIGHT)), (AWQ, awq(WEIGHT)), (FP8, fp8(WEIGHT, block=(32, 64))), (COMPRESSED, packed(WEIGHT))]
+    ),
+    st.data(),
+)
+def test_settings_of_any_type_are_read_or_refused(case: tuple[dict[str, Any], Quantized], data: st.DataObject) -> None:
+    config, stored = case
+    key = data.draw(st.sampled_from([*config, "dynamic", "backend", "sym"]))
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(FormatError, UnsupportedError):
+        checkpoint = HFCheckpoint(folder_of(Path(directory), config | {key: data.draw(JUNK)}, named(stored)))
+        for name in checkpoint.tensors:
+            checkpoint.read(name)
+
+
+def test_empty_weights_are_refused(tmp_path: Path) -> None:
+    empty = {"qweight": np.zeros((0, 8), np.int32), "qzeros": np.zeros((0, 1), np.int32)}
+    with pytest.raises(FormatError, match="expected a matrix"):
+        HFCheckpoint(folder_of(tmp_path, GPTQ, {f"proj.{suffix}": tensor for suffix, tensor in empty.items()}))

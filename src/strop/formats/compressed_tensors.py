@@ -72,6 +72,8 @@ def _check_groups(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     for group in groups.values():
         check_settings(group, {"format": (*_FORMATS, None), "weights": ()}, _GROUP_HARMLESS, path)
         weights = group.get("weights") or {}
+        if not isinstance(weights, dict):
+            raise refuse(group, "weights", "an object", path)
         check_settings(weights, _WEIGHTS_ACCEPTED, _WEIGHTS_HARMLESS, path)
         if (weights.get("type"), weights.get("num_bits")) == ("float", 4):
             raise refuse(weights, "num_bits", "8 for type='float'", path)

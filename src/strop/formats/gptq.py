@@ -45,7 +45,8 @@ _HARMLESS = """quant_method method meta lm_head damp_percent damp_auto_increment
 def gptq_weights(settings: Mapping[str, Any], source: TensorSource) -> list[StoredWeight]:
     """The weights with a `.qweight`. Raises UnsupportedError for other layouts, FormatError for parts that disagree."""
     check_settings(settings, _ACCEPTED, _HARMLESS, source.path)
-    if any(not rule.startswith("-:") for rule in settings.get("dynamic") or {}):
+    rules = settings.get("dynamic") or {}
+    if not isinstance(rules, dict) or not all(rule.startswith("-:") for rule in rules):
         raise refuse(settings, "dynamic", "only rules that leave modules unquantised ('-:...')", source.path)
     if "bits" not in settings:
         raise refuse(settings, "bits", "4 or 8", source.path)

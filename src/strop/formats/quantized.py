@@ -102,7 +102,7 @@ def find_part(
 def words_shape(source: TensorSource, name: str) -> tuple[int, int]:
     """Shape of a matrix of 32-bit words that hold codes."""
     shape = find_part(source, name, ("I32", "U32")).shape
-    if len(shape) != 2:
+    if len(shape) != 2 or 0 in shape:
         raise FormatError(f"{source.path}: the tensor {name!r} has shape {shape}, expected a matrix; download it again")
     return shape
 

@@ -1,6 +1,7 @@
 """Canonical values -> the native kernels' tiles (native/kernels/linear.h). Exact: re-arranged, never rounded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -24,9 +25,16 @@ def unify(parts: Sequence[TensorValue]) -> list[TensorValue]:
     zeros_by_group = [part for part in quantized if _common_zero(part) is None]
     if any(part.offset is not None for part in quantized):
         return [dense(part) for part in quantized] if zeros_by_group else [_with_offset(part) for part in quantized]
+    if zeros_by_group and len({part.bits for part in quantized}) == 1:
+        return [_with_zeros(part) for part in quantized]
     if any(part.bits == 8 for part in zeros_by_group):
         return [dense(part) for part in quantized]
     return [part.with_zero_128() for part in quantized]
+
+
+def _with_zeros(part: GroupQuantized) -> GroupQuantized:
+    rows, columns = part.shape
+    return replace(part, zero=np.broadcast_to(np.asarray(part.zero, np.uint8), (rows, columns // part.group_len)))
 
 
 def _common_zero(part: GroupQuantized) -> int | None:
