@@ -54,8 +54,9 @@ def command(
 ) -> None:
     """Answers one prompt.
 
-    MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id. PROMPT '-' reads standard input. Text
-    goes to standard output, everything else to standard error.
+    MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id: org/name, org/name@revision, or
+    org/name:Q4_K_M for one GGUF model of many. PROMPT '-' reads standard input. Text goes to standard output,
+    everything else to standard error.
     """
     if max_tokens < 0:
         raise RequestError(f"--max-tokens {max_tokens} is out of range: 1 or more, or 0 for up to the context's end")
