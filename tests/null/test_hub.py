@@ -256,6 +256,22 @@ def test_repositories_that_hold_something_else_are_not_downloaded(fake: FakeHub,
     assert not fake.downloads
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised by 'hqq'"),
+    ],
+)
+def test_what_the_config_rules_out_is_refused_before_the_weights_come(
+    fake: FakeHub, config: dict[str, Any], words: str
+) -> None:
+    fake.revisions["some-org/large"] = {"main": {"config.json": _json(config), "model.safetensors": WEIGHTS}}
+    with pytest.raises(UnsupportedError, match=f"some-org/large.*{words}"):
+        open_checkpoint("some-org/large")
+    assert fake.downloads == ["config.json"]
+
+
 def test_gated_absent_and_unknown_are_told_apart(fake: FakeHub) -> None:
     fake.refused["some-org/folder"] = "GatedRepo"
     with pytest.raises(FormatError, match=r"'some-org/folder' is gated: accept .*/some-org/folder and log in"):

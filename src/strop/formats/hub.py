@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from strop.core.errors import CapacityError, FormatError, StropError, UnsupportedError
-from strop.formats.foreign import kind_of_files
+from strop.formats.foreign import kind_of_config, kind_of_files
 from strop.formats.gguf import set_name
+from strop.formats.hf import read_json
+from strop.formats.quantizers import refuse_unknown_quantizer
 
 _HUB_ID = re.compile(
     r"(?:(?:https?://)?(?:hf\.co|huggingface\.co)/)?"
@@ -74,12 +76,25 @@ def fetch(model: HubModel) -> Path:
         cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         return _start_of(folder, choose_files(cached, model, where=f"{model.repo} in the Hub's cache, offline,"))
     wanted = choose_files([file.rfilename for file in info.siblings or ()], model, where=model.repo)
+    if "config.json" in wanted:
+        _refuse_before_the_weights_come(
+            read_json(_download(huggingface_hub, model, ["config.json"]) / "config.json"), model
+        )
+    return _start_of(_download(huggingface_hub, model, wanted), wanted)
+
+
+def _download(huggingface_hub: Any, model: HubModel, names: list[str]) -> Path:
+    patterns = [glob.escape(name) for name in names]
     try:
-        patterns = [glob.escape(name) for name in wanted]
-        folder = Path(huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=patterns))
     except Exception as error:
         raise _explain(error, model) from error
-    return _start_of(folder, wanted)
+
+
+def _refuse_before_the_weights_come(config: dict[str, Any], model: HubModel) -> None:
+    if config.get("is_encoder_decoder") is True:
+        raise UnsupportedError(f"{model.repo} holds {kind_of_config(config)}")
+    refuse_unknown_quantizer(config, model.repo)
 
 
 def _cached_folder(huggingface_hub: Any, model: HubModel) -> Path | None:

@@ -66,6 +66,13 @@ class QuantizedTensors:
         )
 
 
+def refuse_unknown_quantizer(config: Mapping[str, Any], where: Path | str) -> None:
+    """Raises UnsupportedError for a model quantised by what Strop does not read, FormatError for bad settings."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if settings:
+        _method(settings, where)
+
+
 def _weights(
     config: Mapping[str, Any], settings_files: Mapping[str, Mapping[str, Any]], source: TensorSource
 ) -> list[StoredWeight]:
@@ -74,22 +81,27 @@ def _weights(
         settings = _settings_beside(settings_files, source.path)
     if not settings:
         return []
+    method = _method(settings, source.path)
+    weights = QUANTIZERS[method](settings, source)
+    for loss, count in Counter(weight.loss for weight in weights if weight.loss).items():
+        log.warning("%s: %d of %d %s weights %s", source.path, count, len(weights), method, loss)
+    return weights
+
+
+def _method(settings: Any, where: Path | str) -> str:
     if not isinstance(settings, dict):
         raise FormatError(
-            f"{source.path}: config.json's quantization_config is {settings!r}, not an object; download it again"
+            f"{where}: config.json's quantization_config is {settings!r}, not an object; download it again"
         )
     by_flag = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(settings) else "an unknown quantiser"
     method = settings.get("quant_method", by_flag)
-    quantizer = QUANTIZERS.get(method) if isinstance(method, str) else None
-    if quantizer is None:
+    if not isinstance(method, str) or method not in QUANTIZERS:
         cure = _CURES.get(str(method), "")
         raise UnsupportedError(
-            f"{source.path}: quantised by {method!r}; of quantised models Strop reads GGUF files and"
+            f"{where}: quantised by {method!r}; of quantised models Strop reads GGUF files and"
             f" {', '.join(QUANTIZERS)}: {f'{cure} ' if cure else ''}{CURE}"
         )
-    weights = quantizer(settings, source)
-    _report(method, weights, source.path)
-    return weights
+    return method
 
 
 def _settings_beside(files: Mapping[str, Mapping[str, Any]], path: Path) -> Mapping[str, Any]:
@@ -101,8 +113,3 @@ def _settings_beside(files: Mapping[str, Mapping[str, Any]], path: Path) -> Mapp
         f"{path}: has quantised tensors ('.qweight'), but config.json has no quantization_config and there is no"
         f" quantize_config.json that says how: {CURE}"
     )
-
-
-def _report(method: str, weights: list[StoredWeight], path: Path) -> None:
-    for loss, count in Counter(weight.loss for weight in weights if weight.loss).items():
-        log.warning("%s: %d of %d %s weights %s; the memory print counts that", path, count, len(weights), method, loss)
