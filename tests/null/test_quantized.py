@@ -230,6 +230,7 @@ def test_what_cannot_be_read_is_refused_by_name(settings: Any, words: str, tmp_p
     [
         (GPTQ, gptq(WEIGHT), {"scales": None}, "'proj.scales' of a quantised weight is missing"),
         (GPTQ | {"group_size": 64}, gptq(WEIGHT), {}, r"'proj.scales' is F16 \(4, 48\).*\(2, 48\)"),
+        (GPTQ, gptq(WEIGHT), {"weight": WEIGHT}, "'proj.weight' is there twice"),
         (GPTQ, gptq(WEIGHT), {"g_idx": np.full(128, 4, np.int32)}, "names groups from 4 to 4 of 4"),
         (GPTQ, gptq(WEIGHT), {"g_idx": np.zeros(64, np.int32)}, "'proj.g_idx' is I32"),
         (GPTQ, gptq(WEIGHT), {"qweight": np.zeros(8, np.int32)}, "expected a matrix"),
@@ -267,7 +268,7 @@ JUNK = st.recursive(
 )
 
 
-@runs(max_examples=150, deadline=None)
+@runs(max_examples=100, deadline=None)
 @given(
     st.sampled_from(
         [(GPTQ, gptq(WEIGHT)), (AWQ, awq(WEIGHT)), (FP8, fp8(WEIGHT, block=(32, 64))), (COMPRESSED, packed(WEIGHT))]

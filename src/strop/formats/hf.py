@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,20 @@ class SafetensorsFile:
 
     def _read_float8(self, name: str) -> np.ndarray:
         """The library has no numpy dtype for these; it has checked the header that says where they are."""
+        start, end = self._extents[name]
         with self.path.open("rb") as file:
-            header_len = int.from_bytes(file.read(8), "little")
-            start, end = json.loads(file.read(header_len))[name]["data_offsets"]
-            file.seek(8 + header_len + start)
+            file.seek(start)
             stored = np.fromfile(file, np.uint8, end - start)
         return stored.view(ml_dtypes.float8_e4m3fn).reshape(self.tensors[name].shape)
+
+    @cached_property
+    def _extents(self) -> dict[str, tuple[int, int]]:
+        """Where each tensor begins and ends in the file."""
+        with self.path.open("rb") as file:
+            header_len = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_len))
+        offsets = {name: header[name]["data_offsets"] for name in self.tensors}
+        return {name: (8 + header_len + start, 8 + header_len + end) for name, (start, end) in offsets.items()}
 
 
 def _num_bytes(shape: tuple[int, ...], kind: str) -> int:

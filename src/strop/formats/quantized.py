@@ -16,8 +16,8 @@ INTEGER_FORMATS = ("INT4", "INT8")
 """Formats of a TensorInfo whose value is (but for scales that float16 cannot hold) a GroupQuantized."""
 
 SCATTERED = (
-    "have groups that scatter over the input features (act-order, desc_act), which no kernel takes: they are held as"
-    " 16-bit floats; a version without act-order stays in 4 bits"
+    "have groups that scatter over the input features (act-order, desc_act) or are no multiple of 32 of them, which no"
+    " kernel takes: they are held as 16-bit floats; a version without act-order stays in 4 bits"
 )
 _CHUNK_WEIGHTS = 1 << 22
 """Weights that are held as float32 at a time."""

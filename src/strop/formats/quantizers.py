@@ -11,13 +11,7 @@ from strop.formats.awq import awq_weights
 from strop.formats.compressed_tensors import compressed_weights
 from strop.formats.fp8 import fp8_weights
 from strop.formats.gptq import gptq_weights
-from strop.formats.quantized import (
-    CURE,
-    Quantizer,
-    StoredWeight,
-    TensorSource,
-    is_of_activations,
-)
+from strop.formats.quantized import CURE, Quantizer, StoredWeight, TensorSource, is_of_activations
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +47,10 @@ class QuantizedTensors:
             for name, info in source.tensors.items()
             if name not in taken and not (self._weights and is_of_activations(name))
         }
+        if both := [name for name in self._weights if name in plain]:
+            raise FormatError(
+                f"{source.path}: the weight {both[0]!r} is there twice, quantised and not; download it again"
+            )
         self.tensors = plain | {name: weight.info for name, weight in self._weights.items()}
 
     def weight(self, name: str) -> StoredWeight | None:
