@@ -124,8 +124,14 @@ def int8(weight: np.ndarray) -> Quantized:
     return Quantized({"weight": codes, "weight_scale": scale}, scale.astype(np.float64) * codes)
 
 
-def fp8(weight: np.ndarray, *, block: tuple[int, int] | None, name: str = "weight_scale_inv") -> Quantized:
-    """E4M3 with a scale per block; per row with block=(1, K), for all with None."""
+def fp8(
+    weight: np.ndarray,
+    *,
+    block: tuple[int, int] | None,
+    name: str = "weight_scale_inv",
+    scale_dtype: Any = np.float32,
+) -> Quantized:
+    """E4M3 with a scale per block; per row with block=(1, K), for all with None. The scales may be powers of two."""
     rows, columns = weight.shape
     height, width = block or weight.shape
     scale = np.empty((-(-rows // height), -(-columns // width)), np.float32)
@@ -134,9 +140,11 @@ def fp8(weight: np.ndarray, *, block: tuple[int, int] | None, name: str = "weigh
     for i, j in np.ndindex(scale.shape):
         place = np.s_[i * height : (i + 1) * height, j * width : (j + 1) * width]
         scale[i, j] = np.abs(weight[place]).max() / 448
+        if scale_dtype != np.float32:
+            scale[i, j] = 2 ** np.ceil(np.log2(scale[i, j]))
         codes[place] = (weight[place] / scale[i, j]).astype(ml_dtypes.float8_e4m3fn)
         value[place] = codes[place].astype(np.float32) * scale[i, j]
-    stored = scale.reshape(()) if block is None else scale
+    stored = (scale.reshape(()) if block is None else scale).astype(scale_dtype)
     return Quantized({"weight": codes, name: stored}, value.astype(ml_dtypes.bfloat16).astype(np.float64))
 
 
@@ -144,7 +152,7 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
     """As `safetensors.numpy.save_file`, which does not know 8-bit floats."""
     names = {
         "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64", "int8": "I8",
-        "uint8": "U8", "float8_e4m3fn": "F8_E4M3",
+        "uint8": "U8", "float8_e4m3fn": "F8_E4M3", "float8_e8m0fnu": "F8_E8M0",
     }  # fmt: skip
     header: dict[str, Any] = {}
     at = 0

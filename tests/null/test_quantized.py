@@ -75,6 +75,11 @@ CASES: dict[str, tuple[dict[str, Any], Quantized, str]] = {
     "packed 8 bits": (COMPRESSED, packed(WEIGHT, bits=8, group_size=-1), "q8"),
     "int8": (COMPRESSED | {"format": "int-quantized"}, int8(WEIGHT), "q8"),
     "fp8 blocks": (FP8, fp8(WEIGHT, block=(32, 64)), "bf16"),
+    "fp8 powers of two": (
+        FP8 | {"scale_fmt": "ue8m0"},
+        fp8(WEIGHT, block=(32, 64), scale_dtype=ml_dtypes.float8_e8m0fnu),
+        "bf16",
+    ),
     "fp8 matrix": (FP8 | {"weight_block_size": None}, fp8(WEIGHT, block=None, name="weight_scale"), "bf16"),
     "fp8 rows": (
         COMPRESSED | {"format": "float-quantized"},

@@ -33,8 +33,8 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "q_group_size": (),
     "backend": (),
 }
-_HARMLESS = """quant_method method modules_to_not_convert modules_to_fuse do_fuse fuse_max_seq_len exllama_config meta
-    lm_head pack_dtype sym desc_act dynamic"""
+_HARMLESS = """quant_method method modules_to_not_convert ignore modules_to_fuse do_fuse fuse_max_seq_len exllama_config
+    meta lm_head pack_dtype sym desc_act dynamic"""
 
 
 def awq_weights(settings: Mapping[str, Any], source: TensorSource) -> list[StoredWeight]:

@@ -65,7 +65,7 @@ def compressed_weights(settings: Mapping[str, Any], source: TensorSource) -> lis
 
 def _check_groups(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     """The shape of a block, 128 x 128 where none is given."""
-    groups = settings.get("config_groups")
+    groups = settings.get("config_groups") or {}
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise refuse(settings, "config_groups", "an object of objects", path)
     block = [128, 128]

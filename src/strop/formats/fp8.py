@@ -53,7 +53,7 @@ def _weight(stem: str, block: tuple[int, int] | None, source: TensorSource) -> S
     shape = source.tensors[f"{stem}.weight"].shape
     found = [f"{stem}.{name}" for name in _SCALES if f"{stem}.{name}" in source.tensors]
     name = found[0] if found else f"{stem}.{_SCALES[1]}"
-    scale = find_part(source, name, tuple(DENSE_DTYPES))
+    scale = find_part(source, name, (*DENSE_DTYPES, "F8_E8M0"))
     sizes = block_of_scale(shape, scale.shape, block)
     if sizes is None:
         blocks = f", or one per block of {block}" if block else ""

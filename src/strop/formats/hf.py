@@ -21,6 +21,7 @@ from strop.formats.values import DENSE_DTYPES, TensorInfo, TensorValue
 MAX_JSON_BYTES = 64 << 20
 READABLE_FORMATS = (*DENSE_DTYPES, *INTEGER_FORMATS)
 """Formats of the tensors that `HFCheckpoint.read` reads."""
+_FLOAT8_DTYPES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
 """Where old quantisers keep what now stands in config.json."""
@@ -62,7 +63,7 @@ class SafetensorsFile:
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, of the dtype that numpy or ml_dtypes has for it."""
-        if self.tensors[name].format == "F8_E4M3":
+        if self.tensors[name].format in _FLOAT8_DTYPES:
             return self._read_float8(name)
         array: np.ndarray = self._file.get_tensor(name)
         return array
@@ -73,7 +74,8 @@ class SafetensorsFile:
         with self.path.open("rb") as file:
             file.seek(start)
             stored = np.fromfile(file, np.uint8, end - start)
-        return stored.view(ml_dtypes.float8_e4m3fn).reshape(self.tensors[name].shape)
+        info = self.tensors[name]
+        return stored.view(_FLOAT8_DTYPES[info.format]).reshape(info.shape)
 
     @cached_property
     def _extents(self) -> dict[str, tuple[int, int]]:
