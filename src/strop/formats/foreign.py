@@ -31,7 +31,7 @@ def kind_of_files(names: Iterable[str]) -> str | None:
     pickles = sorted(name for name in names if _PICKLES.fullmatch(name))
     if pickles:
         return (
-            f"only pickled weights ({_some(pickles)}), which can run any code when opened: convert them with"
+            f"only pickled weights ({some_of(pickles)}), which can run any code when opened: convert them with"
             " `save_pretrained(..., safe_serialization=True)` in transformers, or fetch a safetensors version"
         )
     for runtime, pattern in _OTHER_RUNTIMES.items():
@@ -69,6 +69,7 @@ def kind_of_config(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def some_of(names: list[str], limit: int = 5) -> str:
+    """The first names, in quotes, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from strop.core.errors import FormatError, StropError, UnsupportedError
-from strop.formats.foreign import kind_of_files
+from strop.formats.foreign import kind_of_files, some_of
 from strop.formats.quantized import INTEGER_FORMATS
 from strop.formats.quantizers import QuantizedTensors
 from strop.formats.source_hash import files_hash
@@ -176,12 +176,12 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
     if missing:
         raise FormatError(
             f"{folder}: {len(missing)} of the {len(file_names)} shards that {index.name} names are missing:"
-            f" {_some(missing)}; download them into that folder, or the model again"
+            f" {some_of(missing)}; download them into that folder, or the model again"
         )
     shards = {file_name: SafetensorsFile(folder / file_name) for file_name in file_names}
     absent = [name for name, file_name in weight_map.items() if name not in shards[file_name].tensors]
     if absent:
-        raise FormatError(f"{index}: tensors that are not in their shards: {_some(absent)}; download the model again")
+        raise FormatError(f"{index}: tensors that are not in their shards: {some_of(absent)}; download the model again")
     return list(shards.values())
 
 
@@ -190,14 +190,9 @@ def _no_weights(folder: Path) -> StropError:
     shards = sorted(name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
     if shards:
         return FormatError(
-            f"{folder}: has shards ({_some(shards)}) but no model.safetensors.index.json, which says what is in them;"
+            f"{folder}: has shards ({some_of(shards)}) but no model.safetensors.index.json, which says what is in them;"
             " download that file too"
         )
     if kind := kind_of_files(names):
         return UnsupportedError(f"{folder}: {kind}")
     return FormatError(f"{folder}: has a config.json but no model.safetensors; download the weights")
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
