@@ -19,7 +19,7 @@ WHISPER = {"architectures": ["WhisperForConditionalGeneration"], "is_encoder_dec
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "vision_config": {"depth": 2}, "text_config": {}}
 QWEN_AUDIO = {"architectures": ["Qwen2AudioForConditionalGeneration"], "audio_config": {"d_model": 8}}
 VIT = {"architectures": ["ViTForImageClassification"], "image_size": 224, "num_channels": 3}
-CLASSIFIER = {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
+CLASSIFIER = {"architectures": ["DebertaForTokenClassification"], "model_type": "deberta"}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ CLASSIFIER = {"architectures": ["BertForSequenceClassification"], "model_type": 
         (LLAVA, r"also sees \(LlavaForConditionalGeneration\).*GGUF"),
         (QWEN_AUDIO, r"also hears \(Qwen2Audio"),
         (VIT, r"an image model \(ViT"),
-        (CLASSIFIER, r"a head for SequenceClassification \(Bert.*ForCausalLM"),
+        (CLASSIFIER, r"a head for TokenClassification \(Deberta.*ForCausalLM"),
     ],
 )
 def test_configs_of_other_kinds(config: dict[str, Any], words: str, tmp_path: Path) -> None:
