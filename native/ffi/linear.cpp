@@ -1,11 +1,6 @@
 #include "ffi/operations.h"
 
 namespace strop {
-namespace {
-
-bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32); }
-
-}  // namespace
 
 // x, weights, counts, [norm weight], [norm bias], [bias], [residual], [row ids], y.
 ffi::Error Linear::decode(Operands& operands) {
@@ -20,8 +15,8 @@ ffi::Error Linear::decode(Operands& operands) {
   const int norm_index = operands.attr(), norm_kind = operands.attr(), activation = operands.attr();
   args.gated = operands.attr();
   args.norm_eps = operands.float_attr(), args.scale = operands.float_attr(), args.soft_cap = operands.float_attr();
-  if (!is_format(format) || norm_kind < 0 || norm_kind > int(NormKind::kLayer) || activation < 0 ||
-      activation > int(Activation::kRelu))
+  if (!is_format(format) || norm_kind < 0 || norm_kind > int(NormKind::kLayer) ||
+      !is_activation(activation))
     return invalid("linear: bad attributes");
   args.norm_kind = NormKind(norm_kind), args.activation = Activation(activation);
   const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};

@@ -44,6 +44,15 @@ struct Attention {
   void run() const { kernels().attention(args); }
 };
 
+struct Experts {
+  ExpertsArgs args{};
+  RowCount rows;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().experts(args); }
+};
+
 struct Sample {
   SampleArgs args{};
   RowCount rows;
@@ -66,6 +75,6 @@ struct Greedy {
   void run() const;
 };
 
-using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy>;  // in this order in the code, see program.cpp
+using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy, Experts>;  // in this order, see program.cpp
 
 }  // namespace strop

@@ -18,6 +18,8 @@ from strop.ops.cost import Kind
 from strop.ops.dispatch import record
 from strop.ops.embed import EmbedCall
 from strop.ops.embed import cost as embed_cost
+from strop.ops.experts import ExpertsCall
+from strop.ops.experts import cost as experts_cost
 from strop.ops.linear import LinearCall
 from strop.ops.linear import cost as linear_cost
 from strop.ops.sample import cost as sample_cost
@@ -67,6 +69,8 @@ class CostModel:
                 cost, layer = attention_cost.cost(call, sum(map(sum, seen)), read, item_bytes), layer + 1
             elif isinstance(call, LinearCall):
                 cost = linear_cost.cost(call)
+            elif isinstance(call, ExpertsCall):
+                cost = experts_cost.cost(call)
             elif isinstance(call, EmbedCall):
                 cost = embed_cost.cost(call)
             else:

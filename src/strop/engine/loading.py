@@ -138,7 +138,6 @@ def _unserved(layer: LayerSpec) -> str | None:
         "ALiBi": heads.alibi_scale is not None,
         "attention sinks": heads.sinks,
         "norms of queries and keys": heads.qk_norm is not None,
-        "experts": layer.experts is not None,
     }
     return next((f"{name} have no kernel yet" for name, is_wanted in wanted.items() if is_wanted), None)
 

@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count a
 that are left in the file before anything is allocated for it.
 """
 
+import math
 import mmap
 import re
 import struct
@@ -107,15 +108,25 @@ class GGUFCheckpoint:
                 self._file_of[name] = file
 
     def read(self, name: str) -> TensorValue:
-        """The tensor's exact value: a read-only view of the file where dense, decoded where quantised."""
+        """The tensor's exact value: a read-only view of the file where dense, decoded where quantised.
+
+        A quantised one of three dimensions [E, N, K] comes as the matrix [E * N, K].
+        """
+        return self._decode(name, self.tensors[name].shape, 0)
+
+    def read_part(self, name: str, index: int) -> TensorValue:
+        """One of the arrays that a tensor stacks along its first axis, as `read` gives it."""
+        return self._decode(name, self.tensors[name].shape[1:], index)
+
+    def _decode(self, name: str, shape: tuple[int, ...], index: int) -> TensorValue:
+        """The `index`th array of this shape in a tensor's bytes."""
         info, file = self.tensors[name], self._file_of[name]
-        extent = file.extents[name]
-        raw = np.frombuffer(file.data, np.uint8, extent.num_bytes, extent.start)
+        num_bytes = info.num_bytes * math.prod(shape) // math.prod(info.shape)
+        raw = np.frombuffer(file.data, np.uint8, num_bytes, file.extents[name].start + index * num_bytes)
         if info.format in DENSE_DTYPES:
-            return raw.view(DENSE_DTYPES[info.format]).reshape(info.shape)
-        rows, columns = info.shape
+            return raw.view(DENSE_DTYPES[info.format]).reshape(shape)
         decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
-        return decode(info.format, raw, (rows, columns))
+        return decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
 
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""
@@ -337,10 +348,10 @@ class _Header:
         block_len = GROUP_LEN if format_name in BLOCK_FORMATS else SUPER_LEN
         if shape[-1] % block_len:
             self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {block_len}")
-        if len(shape) != 2:
+        if len(shape) not in (2, 3):
             raise UnsupportedError(
                 f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2"
-                " are read: use a dense file"
+                " or 3 are read: use a dense file"
             )
         return num_elements // block_len * layout.block_bytes
 

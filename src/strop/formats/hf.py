@@ -57,6 +57,11 @@ class SafetensorsFile:
         array: np.ndarray = self._file.get_tensor(name)
         return array
 
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One entry of the tensor's first axis."""
+        array: np.ndarray = self._file.get_slice(name)[index]
+        return array
+
 
 def _num_bytes(shape: tuple[int, ...], kind: str) -> int:
     """Bytes of a tensor; every safetensors dtype but BOOL carries its bits in its name."""
@@ -97,6 +102,10 @@ class HFCheckpoint:
                 " unquantised checkpoint, or a GGUF file"
             )
         return shard.read(name)
+
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One of the arrays that a tensor stacks along its first axis, as `read` gives it."""
+        return self._shard_of[name].read_part(name, index)
 
     def source_hash(self) -> str:
         """Hex SHA-256 over config.json and the weight files (each remembered: see `file_hash`)."""
