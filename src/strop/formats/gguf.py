@@ -56,11 +56,11 @@ _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # name length, number of dimensions, one 
 # fmt: off
 _TENSOR_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16", 39: "MXFP4",
 }
 _UNSUPPORTED_TYPES = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
-    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
 }
 # fmt: on
 """Only to name them in the error."""
@@ -110,7 +110,8 @@ class GGUFCheckpoint:
     def read(self, name: str) -> TensorValue:
         """The tensor's exact value: a read-only view of the file where dense, decoded where quantised.
 
-        A quantised one of three dimensions [E, N, K] comes as the matrix [E * N, K].
+        A quantised one of three dimensions [E, N, K] comes as the matrix [E * N, K]. Raises UnsupportedError when an
+        MXFP4 tensor has scales that no float16 holds.
         """
         return self._decode(name, self.tensors[name].shape, 0)
 
@@ -126,7 +127,10 @@ class GGUFCheckpoint:
         if info.format in DENSE_DTYPES:
             return raw.view(DENSE_DTYPES[info.format]).reshape(shape)
         decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
-        return decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
+        try:
+            return decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
+        except OverflowError as error:
+            raise UnsupportedError(f"{file.path}: the {info.format} tensor {name!r} {error}: use another type") from error
 
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from strop.models.config import Config
-from strop.models.family import Family
-from strop.models.names import LLAMA_NAMES
+from strop.models.family import Family, Gguf
+from strop.models.names import GGUF_NAMES, LLAMA_NAMES
 from strop.models.rope import rope
 from strop.models.spec import LayerSpec, ModelSpec
 
@@ -15,6 +15,7 @@ def spec(config: Config) -> ModelSpec:
     config.require("swiglu_alpha", 1.702)
     bias, norm, position = config.flag("attention_bias", True), config.rms_norm(), rope(config)
     mlp = config.mlp(bias=True, activation="gelu_sigmoid")
+    mlp = replace(mlp, ffn_dim=config.integer("moe_intermediate_size", mlp.ffn_dim))  # GGUF files say both
     experts = config.experts(normalise=True, router_bias=True, gate_limit=config.number("swiglu_limit", 7.0))
     heads = {"qkv_bias": bias, "out_bias": bias, "sinks": True}
     layers = [
@@ -50,4 +51,10 @@ FAMILY = Family(
         "num_experts_per_tok": ("num_experts_per_tok", "experts_per_token"),
     },
     ignored="initial_context_length",
+    gguf=Gguf(
+        "gpt-oss",
+        GGUF_NAMES.with_layers(mlp_norm="post_attention_norm"),
+        with_experts=True,
+        yarn_truncates=False,
+    ),
 )
