@@ -213,7 +213,7 @@ def test_experts_that_no_row_chose_are_not_touched(isa):
         assert [e for e in range(E) if resident(weight.data[e])] == list(chosen)
 
 
-def test_the_cost_is_that_of_the_active_experts():
+def test_the_cost_is_that_of_the_active_experts(isa):
     case = Case("q4", "q8")
     with record() as calls:
         case.run("native", 3)

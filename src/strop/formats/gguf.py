@@ -128,9 +128,10 @@ class GGUFCheckpoint:
             return raw.view(DENSE_DTYPES[info.format]).reshape(shape)
         decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
         try:
-            return decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
+            value = decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
         except OverflowError as error:
             raise UnsupportedError(f"{file.path}: the {info.format} tensor {name!r} {error}: use another type") from error
+        return value if len(shape) > 1 else value.dequantize()[0]
 
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""

@@ -75,7 +75,7 @@ class ParameterReader:
 
     def _check_names(self) -> None:
         present = self.checkpoint.tensors
-        missing = [name for name in self._tensor_names.values() if name not in present]
+        missing = [name for name in self._paths if name not in present]
         if missing:
             raise FormatError(
                 f"{self.checkpoint.path}: tensors are missing: {', '.join(missing)}; the file is incomplete or its"
