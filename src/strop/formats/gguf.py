@@ -130,7 +130,9 @@ class GGUFCheckpoint:
         try:
             value = decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
         except OverflowError as error:
-            raise UnsupportedError(f"{file.path}: the {info.format} tensor {name!r} {error}: use another type") from error
+            raise UnsupportedError(
+                f"{file.path}: the {info.format} tensor {name!r} {error}: use another type"
+            ) from error
         return value if len(shape) > 1 else value.dequantize()[0]
 
     def source_hash(self) -> str:

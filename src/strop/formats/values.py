@@ -193,7 +193,9 @@ IQ4_CODES = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 
 """The unevenly spaced values of IQ4_NL and IQ4_XS (`kvalues_iq4nl` in ggml-common.h), plus 128: 8-bit codes."""
 
 
-MXFP4_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8).view(np.uint8) + np.uint8(128)
+MXFP4_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8).view(np.uint8) + np.uint8(
+    128
+)
 """Twice the values of a 4-bit float with 2 bits of exponent (OCP Microscaling Formats 1.0, section 5.3.3), plus 128."""
 
 

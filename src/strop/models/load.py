@@ -112,7 +112,9 @@ def _assign(
     for matrix in _matrices(spec):
         name = stack_of(matrix)
         stacks.setdefault(name, []).append(matrix)
-        place = places[matrix.layer].setdefault(matrix.role, Place(name, len(stacks[name]) - 1))  # of experts, the first
+        place = places[matrix.layer].setdefault(
+            matrix.role, Place(name, len(stacks[name]) - 1)
+        )  # of experts, the first
         if place.stack != name:
             raise UnsupportedError(
                 f"layer {matrix.layer}: expert {matrix.expert} is stored as {name}, but expert 0 as {place.stack}: use a"

@@ -17,6 +17,7 @@ def spec(config: Config) -> ModelSpec:
     mlp = config.mlp(bias=True, activation="gelu_sigmoid")
     mlp = replace(mlp, ffn_dim=config.integer("moe_intermediate_size", mlp.ffn_dim))  # GGUF files say both
     experts = config.experts(normalise=True, router_bias=True, gate_limit=config.number("swiglu_limit", 7.0))
+    config.require("experts_per_token", experts.num_active)  # published configs say it twice
     heads = {"qkv_bias": bias, "out_bias": bias, "sinks": True}
     layers = [
         LayerSpec(config.attention(position, window_len=window_len, **heads), mlp, norm, norm, experts=experts)
