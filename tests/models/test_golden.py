@@ -136,7 +136,7 @@ def test_native_chunking_does_not_change_a_bit(name: str) -> None:
         np.testing.assert_array_equal(scores(native_engine(name, max_step_tokens), token_ids, decode_from), whole)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa-tied-bf16", "qwen2-window"])
+@pytest.mark.parametrize("name", ["llama-gqa-tied-bf16", "mixtral-gqa", "qwen2-window"])
 def test_gradient_is_the_slope(name: str) -> None:
     engine = tiny_engine(name, "xla")
     token_ids = jnp.asarray(arrays(name)["tokens"][0])

@@ -1,4 +1,4 @@
-"""Mixtures of experts in GGUF files: the same model as from safetensors, as llama.cpp's converter stacks and names it."""
+"""Mixtures of experts in GGUF files, stacked and named as llama.cpp's converter does it: the model of safetensors."""
 
 from dataclasses import replace
 from pathlib import Path

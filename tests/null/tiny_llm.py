@@ -13,8 +13,8 @@ NUM_EXPERTS = 5
 
 
 def tiny_llm(family: str = "llama", weights: str = "Q4_1", *, tied: bool = True, context_len: int = 128) -> RawGGUF:
-    """2 layers, D 64, F 96, N 4, K 2, H 16, V 268; of "mixtral" E 5, 2 active. Its greedy answers wander and its sampled
-    ones differ by seed."""
+    """2 layers, D 64, F 96, N 4, K 2, H 16, V 268; "mixtral" has E 5, 2 active. Its greedy answers wander and its
+    sampled ones differ by seed."""
     with_experts, family = family == "mixtral", "llama" if family == "mixtral" else family
     metadata = model_metadata(family) | tiny_metadata() | {f"{family}.context_length": context_len}
     if with_experts:

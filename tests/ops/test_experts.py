@@ -22,6 +22,7 @@ from strop.ops.weights import Weight
 
 D, F, E = 64, 32, 6
 ROWS = (1, 2, 5, 16, 17, 40)
+MOST = max(ROWS)
 
 
 class Case:
@@ -32,8 +33,8 @@ class Case:
         down_format = down_format or format_name
         self.gate_up = [[make(rng, format_name, F, D) for _ in range(2)] for _ in range(1 + num_experts)]
         self.down = [[make(rng, down_format, D, F)] for _ in range(1 + num_experts)]
-        self.x = rng.standard_normal((max(ROWS), D)).astype(np.float32)
-        self.scores = (2 * rng.standard_normal((max(ROWS), num_experts))).astype(np.float32)
+        self.x = rng.standard_normal((MOST, D)).astype(np.float32)
+        self.scores = (2 * rng.standard_normal((MOST, num_experts))).astype(np.float32)
         self.scores[3] = self.scores[3, 0]  # all alike: the first are chosen
         self.residual = rng.standard_normal(self.x.shape).astype(np.float32)
         self.norm = Norm("rms", jnp.asarray(rng.random((2, D)), jnp.float32), None, 1e-5, 1)
@@ -55,7 +56,7 @@ class Case:
             into = into.reshape(2, -1, 2, F // 16, 16).swapaxes(2, 3).reshape(into.shape)
         return jnp.asarray(into), jnp.asarray(self.bias_out)
 
-    def run(self, platform, num_rows=max(ROWS), first=0, **options):
+    def run(self, platform, num_rows=MOST, first=0, **options):
         rows = slice(first, first + num_rows)
         if options.pop("with_biases", False):
             options |= {"biases": self.biases(platform), "layer": 1}

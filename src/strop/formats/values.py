@@ -193,9 +193,7 @@ IQ4_CODES = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 
 """The unevenly spaced values of IQ4_NL and IQ4_XS (`kvalues_iq4nl` in ggml-common.h), plus 128: 8-bit codes."""
 
 
-MXFP4_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8).view(np.uint8) + np.uint8(
-    128
-)
+MXFP4_CODES = np.array([128 + sign * value for sign in (1, -1) for value in (0, 1, 2, 3, 4, 6, 8, 12)], np.uint8)
 """Twice the values of a 4-bit float with 2 bits of exponent (OCP Microscaling Formats 1.0, section 5.3.3), plus 128."""
 
 
@@ -267,7 +265,8 @@ def _float16_column(blocks: np.ndarray, start: int) -> np.ndarray:
 def _powers_of_two(exponents: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float16 2^(exponent - 128) of each block, half the scale since MXFP4_CODES are twice the values; 0 where none of
     `counts` [blocks, 32] is set."""
-    places = exponents.astype(np.int32) - 128
-    if not (((places >= -24) & (places <= 15)) | ~counts.any(axis=1)).all():
-        raise OverflowError(f"has scales from 2^{places.min() + 1} to 2^{places.max() + 1}, which float16 cannot hold")
-    return np.ldexp(np.float32(1), np.where(counts.any(axis=1), places, -128)).astype(np.float16)
+    powers = exponents.astype(np.int32) - 128
+    used = counts.any(axis=1)
+    if (used & ((powers < -24) | (powers > 15))).any():
+        raise OverflowError(f"has scales from 2^{powers.min() + 1} to 2^{powers.max() + 1}, which float16 cannot hold")
+    return np.ldexp(np.float32(1), np.where(used, powers, -128)).astype(np.float16)

@@ -112,13 +112,12 @@ def _assign(
     for matrix in _matrices(spec):
         name = stack_of(matrix)
         stacks.setdefault(name, []).append(matrix)
-        place = places[matrix.layer].setdefault(
-            matrix.role, Place(name, len(stacks[name]) - 1)
-        )  # of experts, the first
+        # Of experts, the first.
+        place = places[matrix.layer].setdefault(matrix.role, Place(name, len(stacks[name]) - 1))
         if place.stack != name:
             raise UnsupportedError(
-                f"layer {matrix.layer}: expert {matrix.expert} is stored as {name}, but expert 0 as {place.stack}: use a"
-                " checkpoint whose experts have one type"
+                f"layer {matrix.layer} has expert 0 stored as {place.stack} and expert {matrix.expert} as {name};"
+                " accepted are experts of one type: convert the checkpoint to one"
             )
     ropes = _distinct_ropes(spec)
     return stacks, tuple(
@@ -135,7 +134,7 @@ def _assign(
 
 
 def _read_vectors(reader: ParameterReader, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Norms and biases, float32 [L, len], those of experts [L, E, len]; a layer without one that others have gets zeros."""
+    """Norms and biases, float32 [L, len], of experts [L, E, len]; a layer without one that others have gets zeros."""
 
     def joined(prefix: str, names: tuple[str, ...]) -> np.ndarray | None:
         paths = [path for path in (prefix + name for name in names) if path in reader.inventory]

@@ -57,8 +57,8 @@ class NameMap:
         return replace(self, names={**self.names, **_with_biases(paths)})
 
     def with_stacks(self, **names: str) -> "NameMap":
-        """The same with other names, by role, of tensors that hold a parameter of all experts of a layer; of biases, the
-        name and `_bias`."""
+        """The same with other names of tensors, by role, that hold a parameter of all experts of a layer; those of
+        biases end in `_bias`."""
         layer = self.names["layers.{i}.q"].partition("{i}.")[0] + "{i}."
         paths = {"layers.{i}.experts.{e}." + role: layer + name for role, name in names.items()}
         biases = {f"{path}_bias": f"{name}_bias" for path, name in paths.items()}

@@ -37,8 +37,7 @@ def experts(
 
     def add(total: jax.Array, expert: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         share, matrix_in, matrix_out, bias_in, bias_out = expert
-        into = product(x, matrix_in) + bias_in[None, :]
-        activated = _gate(*jnp.split(into, 2, axis=-1), call)
+        activated = _activated(product(x, matrix_in) + bias_in[None, :], call)
         return total + share[:, None] * (product(activated, matrix_out) + bias_out[None, :]), None
 
     start = jnp.zeros_like(x) if operands.residual is None else operands.residual
@@ -46,7 +45,8 @@ def experts(
     return total
 
 
-def _gate(gate: jax.Array, up: jax.Array, call: Any) -> jax.Array:
+def _activated(y: jax.Array, call: Any) -> jax.Array:
+    gate, up = jnp.split(y, 2, axis=-1)
     if call.gate_limit is not None:
         gate, up = jnp.minimum(gate, call.gate_limit), jnp.clip(up, -call.gate_limit, call.gate_limit) + 1.0
     return ACTIVATIONS[call.activation](gate) * up
