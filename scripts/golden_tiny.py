@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_families import Variant
+from golden_variant import Variant
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

@@ -31,8 +31,7 @@ bool set_bias(const View<ffi::F32>& stack, int layer, int64_t num_experts, Exper
 
 }  // namespace
 
-// x, scores, weights of gate and up, weights of down, counts, [norm weight], [norm bias], [bias of gate and up, bias of
-// down], [residual], y.
+// x, scores, weights of gate and up, weights of down, counts, [bias of gate and up, bias of down], [residual], y.
 ffi::Error Experts::decode(Operands& operands) {
   const auto x = operands.next<ffi::F32>(), scores = operands.next<ffi::F32>();
   const auto gate_up_weights = operands.next<ffi::U8>(), down_weights = operands.next<ffi::U8>();
@@ -50,33 +49,24 @@ ffi::Error Experts::decode(Operands& operands) {
     return invalid("experts: W of down does not match its layout");
   const int layer = operands.attr(), activation = operands.attr();
   args.num_experts = int(num_experts), args.num_active = operands.attr(), args.normalise = operands.attr();
-  const bool has_norm = operands.attr(), has_norm_bias = operands.attr(), has_bias = operands.attr();
-  const bool has_residual = operands.attr();
-  const int norm_index = operands.attr(), norm_kind = operands.attr();
-  gate_up.norm_eps = operands.float_attr(), gate_up.gate_limit = operands.float_attr();
-  args.scale = operands.float_attr();
-  const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
-  const auto norm_bias = has_norm_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const bool has_bias = operands.attr(), has_residual = operands.attr();
+  gate_up.gate_limit = operands.float_attr(), args.scale = operands.float_attr();
   const auto gate_up_bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto down_bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto residual = has_residual ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("experts: operands of other number or type than expected");
-  if (!is_activation(activation) || norm_kind < 0 || norm_kind > int(NormKind::kLayer) || args.num_active < 1 ||
-      args.num_active > num_experts || !(gate_up.gate_limit >= 0.0f))
+  if (!is_activation(activation) || args.num_active < 1 || args.num_active > num_experts ||
+      !(gate_up.gate_limit >= 0.0f))
     return invalid("experts: bad attributes");
   if (!same(y.dims, x.dims) || model_dim > int64_t(down.layout.num_tiles) * kTileColumns)
     return invalid("experts: y must have the shape of x and be no wider than W of down");
   if (!rows.bind(counts, 0, y.dims[0])) return invalid("experts: no such row count");
-  if (has_norm && !(gate_up.norm_weight = row_floats(norm, norm_index, model_dim)))
-    return invalid("experts: bad norm shape");
-  if (has_norm_bias && !(gate_up.norm_bias = row_floats(norm_bias, norm_index, model_dim)))
-    return invalid("experts: bad norm shape");
   if (has_bias && !(set_bias(gate_up_bias, layer, num_experts, &args.gate_up) &&
                     set_bias(down_bias, layer, num_experts, &args.down)))
     return invalid("experts: bad bias shape");
   if (has_residual && !same(residual.dims, y.dims)) return invalid("experts: the residual's shape must be y's");
-  gate_up.norm_kind = NormKind(norm_kind), gate_up.activation = Activation(activation), gate_up.gated = true;
+  gate_up.activation = Activation(activation), gate_up.gated = true;
   gate_up.x = x.data, gate_up.scale = 1.0f, down.scale = 1.0f, down.num_columns = int(model_dim);
   args.scores = scores.data, args.residual = residual.data, args.y = y.data;
   return ffi::Error::Success();

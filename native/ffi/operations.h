@@ -53,6 +53,15 @@ struct Experts {
   void run() const { kernels().experts(args); }
 };
 
+struct AddNorm {
+  AddNormArgs args{};
+  RowCount rows;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().add_norm(args); }
+};
+
 struct Sample {
   SampleArgs args{};
   RowCount rows;
@@ -75,6 +84,6 @@ struct Greedy {
   void run() const;
 };
 
-using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy, Experts>;  // in this order, see program.cpp
+using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy, AddNorm, Experts>;
 
 }  // namespace strop

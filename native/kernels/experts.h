@@ -13,7 +13,7 @@ struct ExpertProducts {
 };
 
 struct ExpertsArgs {
-  ExpertProducts gate_up;  // x [num_rows, D], the norm of x, the gated activation
+  ExpertProducts gate_up;  // x [num_rows, D], the gated activation
   ExpertProducts down;
   const float* scores;     // [num_rows, num_experts] of the router; the shares are their softmax
   const float* residual;   // [num_rows, D], or null

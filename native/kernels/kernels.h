@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/experts.h"
 #include "kernels/linear.h"
+#include "kernels/norm.h"
 #include "kernels/probe.h"
 #include "kernels/sample.h"
 
@@ -17,6 +18,7 @@ struct Kernels {
   void (*embed)(const EmbedArgs&);
   void (*attention)(const AttentionArgs&);
   void (*experts)(const ExpertsArgs&);
+  void (*add_norm)(const AddNormArgs&);
   void (*sample_rows)(const SampleArgs&, int row_begin, int row_end, void* scratch);
   void (*greedy_rows)(const float* logits, int vocab_size, int32_t* token_ids, int row_begin, int row_end);
   ProbeKernels probe;

@@ -155,6 +155,11 @@ def _read_vectors(reader: ParameterReader, spec: ModelSpec) -> dict[str, np.ndar
         return None if first is None else np.stack([np.zeros_like(first) if one is None else one for one in found])
 
     vectors = {name: stack(of_layer, (name,)) for name in _VECTORS}
+    heads = spec.layers[0].attention
+    for role, num_heads in (("q_norm", heads.num_heads), ("k_norm", heads.num_kv_heads)):
+        of_heads = stack(of_layer, tuple(f"heads.{head}.{role}" for head in range(num_heads)))
+        if of_heads is not None:
+            vectors[role] = of_heads.reshape(spec.num_layers, num_heads, -1)
     vectors |= {name: stack(of_layer, parts) for name, parts in _BIASES.items()}
     vectors |= {name: stack(of_experts, parts) for name, parts in _EXPERT_BIASES.items()}
     for name, norm in (("embedding_norm", spec.embedding_norm), ("final_norm", spec.final_norm)):

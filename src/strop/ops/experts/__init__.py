@@ -1,14 +1,13 @@
 """A mixture of experts: each token through the few gated MLPs that its router scores highest."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.experts import cpu, reference
 from strop.ops.linear import Activation
-from strop.ops.norm import Norm
 from strop.ops.weights import Weight
 
 _IMPLEMENTATIONS = (
@@ -36,14 +35,12 @@ class ExpertsCall:
     activation: Activation
     gate_limit: float | None = None
     layer: int = 0
-    norm: Literal["rms", "layer"] | None = None
     scale: float = 1.0
 
 
 class ExpertsOperands(NamedTuple):
     """The arrays that a call may have besides input, scores and weights."""
 
-    norm: Norm | None = None
     biases: tuple[jax.Array, jax.Array] | None = None
     residual: jax.Array | None = None
 
@@ -61,12 +58,11 @@ def experts(
     platform: Platform,
     gate_limit: float | None = None,
     layer: int = 0,
-    norm: Norm | None = None,
     biases: tuple[jax.Array, jax.Array] | None = None,
     scale: float = 1.0,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """residual + scale * sum over each row's experts of share * down(act(gate(norm(x))) * up(norm(x))): float32 [T, D].
+    """residual + scale * sum over each row's experts of share * down(act(gate(x)) * up(x)): float32 [T, D].
 
     A row's experts are those of its `num_active` largest scores, of equal ones the first.
 
@@ -98,8 +94,7 @@ def experts(
         activation,
         gate_limit,
         layer,
-        None if norm is None else norm.kind,
         scale,
     )
-    operands = ExpertsOperands(norm, biases, residual)
+    operands = ExpertsOperands(biases, residual)
     return resolve(_IMPLEMENTATIONS, call, platform)(x, scores, counts, gate_up, down, call, operands)

@@ -28,22 +28,13 @@ def experts(
     operands: Any,
 ) -> jax.Array:
     """See strop.ops.experts.experts."""
-    norm = operands.norm
-    optional = (
-        None if norm is None else norm.weight,
-        None if norm is None else norm.bias,
-        operands.biases,
-        operands.residual,
-    )
     (y,) = call_native(
         "experts",
-        [x, scores, gate_up[0].data, down[0].data, counts, *jax.tree.leaves(optional)],
+        [x, scores, gate_up[0].data, down[0].data, counts, *jax.tree.leaves(operands)],
         [jax.ShapeDtypeStruct(x.shape, jnp.float32)],
         *_layout(*gate_up), *_layout(*down),
         call.layer, 1 + ACTIVATIONS.index(call.activation), call.num_active, call.normalise,
-        *(operand is not None for operand in optional),
-        0 if norm is None else norm.row, ("rms", "layer").index(call.norm or "rms"),
-        0.0 if norm is None else float(norm.eps), float(call.gate_limit or 0.0), float(call.scale),
+        *(operand is not None for operand in operands), float(call.gate_limit or 0.0), float(call.scale),
     )  # fmt: skip
     return y
 

@@ -25,8 +25,6 @@ def experts(
 ) -> jax.Array:
     """See strop.ops.experts.experts."""
     del counts
-    if operands.norm is not None:
-        x = operands.norm(x)
     stacks: list[jax.Array] = [
         jnp.asarray(weight.data)[first : first + call.num_experts] for weight, first in (gate_up, down)
     ]
