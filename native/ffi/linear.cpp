@@ -1,11 +1,6 @@
 #include "ffi/operations.h"
 
 namespace strop {
-namespace {
-
-bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kQ8Zeros); }
-
-}  // namespace
 
 // x, weights, counts, [norm], [bias], [residual], [row ids], y.
 ffi::Error Linear::decode(Operands& operands) {
@@ -19,7 +14,7 @@ ffi::Error Linear::decode(Operands& operands) {
   const int activation = operands.attr();
   args.gated = operands.attr();
   args.scale = operands.float_attr(), args.soft_cap = operands.float_attr();
-  if (!is_format(format) || activation < 0 || activation > int(Activation::kRelu))
+  if (!is_format(format) || !is_activation(activation))
     return invalid("linear: bad attributes");
   args.activation = Activation(activation);
   if (!take_norm(operands, &args.norm)) return invalid("linear: bad norm");

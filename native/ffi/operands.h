@@ -118,6 +118,9 @@ struct RowCount {
   bool read(int* value) const { return (*value = *count) >= 0 && *value <= limit; }
 };
 
+inline bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kQ8Zeros); }
+inline bool is_activation(int value) { return value >= 0 && value <= int(Activation::kGeluSigmoid); }
+
 // A matrix of a stack of weights [L, bytes]; false when the bytes do not hold the layout's tiles.
 inline bool matrix_bytes(const View<ffi::U8>& weights, int index, const WeightLayout& layout, const uint8_t** data) {
   if (weights.dims.size() != 2 || index < 0 || index >= weights.dims[0]) return false;

@@ -44,6 +44,15 @@ struct Attention {
   void run() const { kernels().attention(args); }
 };
 
+struct Experts {
+  ExpertsArgs args{};
+  RowCount rows;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().experts(args); }
+};
+
 struct AddNorm {
   AddNormArgs args{};
   RowCount rows;
@@ -75,6 +84,6 @@ struct Greedy {
   void run() const;
 };
 
-using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy, AddNorm>;
+using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy, AddNorm, Experts>;
 
 }  // namespace strop

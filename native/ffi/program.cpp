@@ -70,27 +70,32 @@ ffi::Error decode(int64_t kind, Operands& operands, Operation& operation) {
     case 3: return operation.emplace<Sample>().decode(operands);
     case 4: return operation.emplace<Greedy>().decode(operands);
     case 5: return operation.emplace<AddNorm>().decode(operands);
+    case 6: return operation.emplace<Experts>().decode(operands);
     default: return invalid("program: no such operation");
   }
 }
 
 // Tells every linear what the next one reads; the last one, what the first will read in the next step.
 void link(std::vector<Operation>& operations) {
-  LinearArgs* last = nullptr;
-  const LinearArgs* first = nullptr;
-  const auto join = [](LinearArgs* before, const LinearArgs* after) {
-    before->next_weights = after->weights;
-    before->next_bytes = after->layout.tile_bytes() * after->layout.num_tiles;
+  Operation* last = nullptr;
+  const Operation* first = nullptr;
+  const auto join = [](Operation& before, const Operation& after) {
+    const auto* next = std::get_if<Linear>(&after);
+    if (next == nullptr) return;  // the first of the experts is known only when they run
+    const auto tell = [&](auto& args) {
+      args.next_weights = next->args.weights;
+      args.next_bytes = next->args.layout.tile_bytes() * next->args.layout.num_tiles;
+    };
+    if (auto* linear = std::get_if<Linear>(&before)) tell(linear->args);
+    else tell(std::get<Experts>(before).args);
   };
   for (Operation& operation : operations) {
-    auto* call = std::get_if<Linear>(&operation);
-    if (call == nullptr) continue;
-    LinearArgs* linear = &call->args;
-    if (last != nullptr) join(last, linear);
-    if (first == nullptr) first = linear;
-    last = linear;
+    if (!std::holds_alternative<Linear>(operation) && !std::holds_alternative<Experts>(operation)) continue;
+    if (last != nullptr) join(*last, operation);
+    if (first == nullptr) first = &operation;
+    last = &operation;
   }
-  if (last != nullptr && last != first) join(last, first);
+  if (last != nullptr && last != first) join(*last, *first);
 }
 
 // Fills `operations`; `tensors` hold operands and results and get the temporaries, with their dimensions in `dims`.

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "kernels/attention.h"
+#include "kernels/experts.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
 #include "kernels/probe.h"
@@ -16,6 +17,7 @@ struct Kernels {
   void (*linear)(const LinearArgs&);
   void (*embed)(const EmbedArgs&);
   void (*attention)(const AttentionArgs&);
+  void (*experts)(const ExpertsArgs&);
   void (*add_norm)(const AddNormArgs&);
   void (*sample_rows)(const SampleArgs&, int row_begin, int row_end, void* scratch);
   void (*greedy_rows)(const float* logits, int vocab_size, int32_t* token_ids, int row_begin, int row_end);

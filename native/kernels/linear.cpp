@@ -298,6 +298,7 @@ Floats activate(Activation activation, Floats x) {
     case Activation::kNone: return x;
     case Activation::kSilu: return mul(x, sigmoid(x));
     case Activation::kRelu: return max(x, zero_floats());
+    case Activation::kGeluSigmoid: return mul(x, sigmoid(mul(x, broadcast(1.702f))));
     case Activation::kGelu: {
       const Floats half = mul(x, broadcast(0.5f));
       return fma(half, erf(mul(x, broadcast(0.707106781f))), half);
@@ -310,9 +311,20 @@ Floats activate(Activation activation, Floats x) {
   return x;
 }
 
+Floats gate(const LinearArgs& args, Floats x, Floats up) {
+  if (args.gate_limit > 0.0f) {  // the limit comes first, which keeps what is not a number
+    const Floats limit = broadcast(args.gate_limit);
+    x = min(limit, x);
+    up = add(max(broadcast(-args.gate_limit), min(limit, up)), broadcast(1.0f));
+  }
+  return mul(activate(args.activation, x), up);
+}
+
 // Writes one row of one output tile.
 void finish(const LinearArgs& args, int row, int column, Floats value) {
-  if (args.scale != 1.0f) value = mul(value, broadcast(args.scale));
+  const float scale = args.row_scale ? args.row_scale[row] : args.scale;
+  if (args.y_row_ids) row = args.y_row_ids[row];
+  if (scale != 1.0f) value = mul(value, broadcast(scale));
   if (args.soft_cap > 0.0f) value = soft_cap(value, args.soft_cap);
   float* y = args.y + size_t(row) * args.num_columns + column;
   const int width = std::min(16, args.num_columns - column);
@@ -338,13 +350,13 @@ void finish_block(const LinearArgs& args, int tile, int tiles, int row, int rows
   for (int r = 0; r < rows; ++r)
     for (int t = 0; t < tiles; t += args.gated ? 2 : 1) {
       const float* first = out + (r * tiles + t) * 16;
-      const Floats activated = activate(args.activation, with_bias(args, tile + t, first));
+      const Floats value = with_bias(args, tile + t, first);
       if (!args.gated) {
-        finish(args, row + r, (tile + t) * 16, activated);
+        finish(args, row + r, (tile + t) * 16, activate(args.activation, value));
         continue;
       }
-      const float* second = partner ? partner + r * 16 : first + 16;
-      finish(args, row + r, (tile + t) / 2 * 16, mul(activated, with_bias(args, tile + t + 1, second)));
+      const Floats up = with_bias(args, tile + t + 1, partner ? partner + r * 16 : first + 16);
+      finish(args, row + r, (tile + t) / 2 * 16, gate(args, value, up));
     }
 }
 

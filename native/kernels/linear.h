@@ -18,7 +18,7 @@ enum class WeightFormat : int32_t {
   kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6, kQ4Zeros = 7, kQ8Zeros = 8
 };
 
-enum class Activation : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kRelu = 4 };
+enum class Activation : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kRelu = 4, kGeluSigmoid = 5 };
 
 constexpr int kTileColumns = 16;
 constexpr int kGroupLen = 32;
@@ -64,14 +64,17 @@ struct LinearArgs {
   const uint8_t* weights;     // num_tiles tiles
   WeightLayout layout;
   const float* bias;          // [N] in the tiles' column order, or null
-  const float* residual;      // [num_rows, num_columns], or null
+  const float* residual;      // like y, or null; may be y itself
   Activation activation;
   bool gated;                 // tiles alternate gate and up: act(gate) * up
   float scale;
   float soft_cap;             // 0: none, else y becomes soft_cap * tanh(y / soft_cap)
-  float* y;                   // [num_rows, num_columns]
+  float* y;                   // [num_rows, num_columns], or as many rows as `y_row_ids` picks from
   int num_rows;
   int num_columns;            // of y
+  const int32_t* y_row_ids = nullptr;  // [num_rows] rows of y to write, or null: all in order
+  const float* row_scale = nullptr;    // [num_rows] instead of `scale`, or null
+  float gate_limit = 0.0f;    // 0: none, else act(min(gate, limit)) * (up within +-limit, plus 1)
   const uint8_t* next_weights = nullptr;  // what will be read after this, or null: fetched ahead
   size_t next_bytes = 0;
 };

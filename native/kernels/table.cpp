@@ -9,6 +9,7 @@ namespace strop::STROP_ISA {
 void linear(const LinearArgs&);
 void embed(const EmbedArgs&);
 void attention(const AttentionArgs&);
+void experts(const ExpertsArgs&);
 void add_norm(const AddNormArgs&);
 void sample_rows(const SampleArgs&, int, int, void*);
 void greedy_rows(const float*, int, int32_t*, int, int);
@@ -16,6 +17,6 @@ void greedy_rows(const float*, int, int32_t*, int, int);
 extern const ProbeKernels kProbe;
 
 extern const Kernels kTable;
-const Kernels kTable = {STROP_STRING(STROP_ISA), linear, embed, attention, add_norm, sample_rows, greedy_rows, kProbe};
+const Kernels kTable = {STROP_STRING(STROP_ISA), linear, embed, attention, experts, add_norm, sample_rows, greedy_rows, kProbe};
 
 }  // namespace strop::STROP_ISA

@@ -12,7 +12,7 @@ from strop.engine.step import CompiledModel
 from strop.models.layout import Single
 from strop.models.load import load
 from strop.models.params import inventory
-from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, QkNorm, Rope
+from strop.models.spec import Attention, Experts, LayerSpec, Mlp, ModelSpec, Norm, QkNorm, Rope
 from strop.ops import native
 from strop.ops.attention import new_cache
 from strop.ops.bound import BoundProgram
@@ -56,6 +56,18 @@ NETWORKS = {
     "parallel_with_two_norms": network(LayerSpec(heads(), GELU, LAYER, LAYER, parallel=True), head_bias=True),
     "sinks_and_norms_of_heads": network(
         LayerSpec(heads(sinks=True, qk_norm=QkNorm(RMS, "head")), GATED, RMS, RMS), logit_scale=0.5, final_norm=None
+    ),
+    "experts_with_biases": network(
+        LayerSpec(
+            heads(sinks=True, window_len=5),
+            Mlp(32, "gelu_sigmoid", bias=True),
+            RMS,
+            RMS,
+            experts=Experts(5, 2, normalise=True, router_bias=True, gate_limit=1.0),
+        )
+    ),
+    "experts_between_norms": network(
+        LayerSpec(heads(), GATED, None, RMS, RMS, RMS, residual_scale=0.5, experts=Experts(6, 3, normalise=False))
     ),
 }
 

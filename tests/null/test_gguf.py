@@ -180,7 +180,7 @@ def test_damage_is_named(tmp_path: Path, raw: RawGGUF, cause: str) -> None:
             r"attn_q.weight.*22 \(IQ2_S\).*Q6_K",
         ),
         (RawGGUF([], [RawTensor("x", (32,), 4242, bytes(64))]), r"4242 \(unknown\)"),
-        (RawGGUF([], [RawTensor("x", (1, 2, 32), 8, bytes(68))]), "3 dimensions"),
+        (RawGGUF([], [RawTensor("x", (1, 1, 2, 32), 8, bytes(68))]), "4 dimensions"),
     ],
 )
 def test_unsupported_files_are_refused_by_name(tmp_path: Path, raw: RawGGUF, cause: str) -> None:

@@ -12,7 +12,7 @@ from strop.formats.k_quants import SUPER_BLOCK_FORMATS
 from strop.formats.values import BLOCK_FORMATS, GROUP_LEN, SUPER_LEN
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
-TYPE_IDS |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23}
+TYPE_IDS |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "MXFP4": 39}
 
 
 @dataclass
@@ -109,6 +109,9 @@ def random_blocks(format_name: str, rows: int, columns: int, seed: int = 0) -> n
         return raw
     layout = BLOCK_FORMATS[format_name]
     blocks = rng.integers(0, 256, (rows * columns // GROUP_LEN, layout.block_bytes), dtype=np.uint8)
+    if layout.scale_bytes == 1:
+        blocks[:, 0] = rng.integers(110, 130, len(blocks))
+        return blocks.reshape(-1)
     num_floats = 1 + layout.has_offset
     blocks[:, : 2 * num_floats] = rng.normal(size=(len(blocks), num_floats)).astype("<f2").view(np.uint8)
     return blocks.reshape(-1)

@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count a
 that are left in the file before anything is allocated for it.
 """
 
+import math
 import mmap
 import re
 import struct
@@ -56,13 +57,13 @@ _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # name length, number of dimensions, one 
 # fmt: off
 _TENSOR_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16", 39: "MXFP4",
 }
 _UNREAD_TYPES = {
     9: ("Q8_1", 32, 36), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
     18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
 }
 # fmt: on
 """Name, weights and bytes of a block: only to tell what a file holds."""
@@ -115,15 +116,32 @@ class GGUFCheckpoint:
         return [file.path for file in self._files]
 
     def read(self, name: str) -> TensorValue:
-        """The tensor's exact value: a read-only view of the file where dense, decoded where quantised."""
+        """The tensor's exact value: a read-only view of the file where dense, decoded where quantised.
+
+        A quantised one of three dimensions [E, N, K] comes as the matrix [E * N, K]. Raises UnsupportedError when an
+        MXFP4 tensor has scales that no float16 holds.
+        """
+        return self._decode(name, self.tensors[name].shape, 0)
+
+    def read_part(self, name: str, index: int) -> TensorValue:
+        """One of the arrays that a tensor stacks along its first axis, as `read` gives it."""
+        return self._decode(name, self.tensors[name].shape[1:], index)
+
+    def _decode(self, name: str, shape: tuple[int, ...], index: int) -> TensorValue:
+        """The `index`th array of this shape in a tensor's bytes."""
         info, file = self.tensors[name], self._file_of[name]
-        extent = file.extents[name]
-        raw = np.frombuffer(file.data, np.uint8, extent.num_bytes, extent.start)
+        num_bytes = info.num_bytes * math.prod(shape) // math.prod(info.shape)
+        raw = np.frombuffer(file.data, np.uint8, num_bytes, file.extents[name].start + index * num_bytes)
         if info.format in DENSE_DTYPES:
-            return raw.view(DENSE_DTYPES[info.format]).reshape(info.shape)
-        rows, columns = info.shape
+            return raw.view(DENSE_DTYPES[info.format]).reshape(shape)
         decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
-        return decode(info.format, raw, (rows, columns))
+        try:
+            value = decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
+        except OverflowError as error:
+            raise UnsupportedError(
+                f"{file.path}: the {info.format} tensor {name!r} {error}: use another type"
+            ) from error
+        return value if len(shape) > 1 else value.dequantize()[0]
 
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""
@@ -374,10 +392,10 @@ class _Header:
             )
         if shape[-1] % block_len:
             self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {block_len}")
-        if block_len > 1 and len(shape) != 2:
+        if block_len > 1 and len(shape) not in (2, 3):
             raise UnsupportedError(
                 f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2"
-                " are read: use a dense file"
+                " or 3 are read: use a dense file"
             )
 
     def _locate(self, offsets: dict[str, int]) -> None:

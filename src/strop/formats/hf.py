@@ -86,6 +86,11 @@ class SafetensorsFile:
         offsets = {name: header[name]["data_offsets"] for name in self.tensors}
         return {name: (8 + header_len + start, 8 + header_len + end) for name, (start, end) in offsets.items()}
 
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One entry of the tensor's first axis."""
+        array: np.ndarray = self._file.get_slice(name)[index]
+        return array
+
 
 def _num_bytes(shape: tuple[int, ...], kind: str) -> int:
     """Bytes of a tensor; every safetensors dtype but BOOL carries its bits in its name."""
@@ -121,13 +126,21 @@ class HFCheckpoint:
         weight = self._quantized.weight(name)
         if weight is not None:
             return weight.decode()
+        self._refuse_dtype(name)
+        return self._files.read(name)
+
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One of the arrays that a tensor, not quantised, stacks along its first axis."""
+        self._refuse_dtype(name)
+        return self._files.read_part(name, index)
+
+    def _refuse_dtype(self, name: str) -> None:
         info = self.tensors[name]
         if info.format not in DENSE_DTYPES:
             raise UnsupportedError(
                 f"{self.path}: the tensor {name!r} has dtype {info.format}; supported are {', '.join(DENSE_DTYPES)}:"
                 " use an unquantised checkpoint, or a GGUF file"
             )
-        return self._files.read(name)
 
     def is_empty_bias(self, name: str) -> bool:
         """Whether a tensor is a bias of zeros that the quantiser added."""
@@ -157,6 +170,10 @@ class _Shards:
     def read(self, name: str) -> np.ndarray:
         """The tensor, of whatever dtype it is stored in."""
         return self._shard_of[name].read(name)
+
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One entry of the tensor's first axis."""
+        return self._shard_of[name].read_part(name, index)
 
 
 def _open_shards(folder: Path) -> list[SafetensorsFile]:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 GROUP_LEN = 32
-"""Weights that share one scale: the block length of GGUF's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and IQ4_NL."""
+"""Weights that share one scale: the block length of GGUF's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL and MXFP4."""
 GROUP_LENS = (16, 32)
 SUPER_LEN = 256
 """Weights in a super-block of a K-quant: those that share one float of a TwoLevelScale."""
@@ -209,8 +209,16 @@ IQ4_CODES = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 
 """The unevenly spaced values of IQ4_NL and IQ4_XS (`kvalues_iq4nl` in ggml-common.h), plus 128: 8-bit codes."""
 
 
-def _codebook(packed: np.ndarray) -> np.ndarray:
+MXFP4_CODES = np.array([128 + sign * value for sign in (1, -1) for value in (0, 1, 2, 3, 4, 6, 8, 12)], np.uint8)
+"""Twice the values of a 4-bit float with 2 bits of exponent (OCP Microscaling Formats 1.0, section 5.3.3), plus 128."""
+
+
+def _iq4(packed: np.ndarray) -> np.ndarray:
     return IQ4_CODES[_nibbles(packed)]
+
+
+def _mxfp4(packed: np.ndarray) -> np.ndarray:
+    return MXFP4_CODES[_nibbles(packed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,18 +226,25 @@ class BlockFormat:
     """Layout of one GGUF block of 32 weights: scale, [offset], [fifth bits], codes. All little-endian, unpadded."""
 
     bits: int
-    """Of a canonical code; the file's may be fewer (IQ4_NL)."""
+    """Of a canonical code; the file's may be fewer (IQ4_NL, MXFP4)."""
     zero: int
     has_offset: bool
     code_bytes: int
     """Of one block's codes in the file."""
     decode_codes: Callable[[np.ndarray], np.ndarray]
     """uint8 [blocks, code_bytes] -> codes [blocks, 32]."""
+    scale_bytes: int = 2
+    """A float16, or one byte that holds its exponent."""
+
+    @property
+    def codes_start(self) -> int:
+        """Where in a block the codes begin."""
+        return self.scale_bytes + 2 * self.has_offset
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block."""
-        return 2 + 2 * self.has_offset + self.code_bytes
+        return self.codes_start + self.code_bytes
 
 
 BLOCK_FORMATS = {
@@ -238,21 +253,36 @@ BLOCK_FORMATS = {
     "Q5_0": BlockFormat(5, 16, False, 20, _five_bits),
     "Q5_1": BlockFormat(5, 0, True, 20, _five_bits),
     "Q8_0": BlockFormat(8, 128, False, 32, _bytes),
-    "IQ4_NL": BlockFormat(8, 128, False, 16, _codebook),
+    "IQ4_NL": BlockFormat(8, 128, False, 16, _iq4),
+    "MXFP4": BlockFormat(8, 128, False, 16, _mxfp4, scale_bytes=1),
 }
 
 
 def decode_blocks(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQuantized:
-    """Raw GGUF blocks (uint8, flat) -> the canonical [N, K] value. `raw` must hold exactly N * K // 32 blocks."""
+    """Raw GGUF blocks (uint8, flat) -> the canonical [N, K] value. `raw` must hold exactly N * K // 32 blocks.
+
+    Raises OverflowError when a scale of MXFP4 is beyond float16.
+    """
     layout = BLOCK_FORMATS[format_name]
     rows, columns = shape
     groups = columns // GROUP_LEN
     blocks = raw.reshape(rows * groups, layout.block_bytes)
-    scale = _float16_column(blocks, 0).reshape(rows, groups)
     offset = _float16_column(blocks, 2).reshape(rows, groups) if layout.has_offset else None
-    codes = layout.decode_codes(blocks[:, 2 + 2 * layout.has_offset :]).reshape(rows, columns)
-    return GroupQuantized(codes, scale, offset, layout.zero, layout.bits)
+    codes = layout.decode_codes(blocks[:, layout.codes_start :])
+    is_exponent = layout.scale_bytes == 1
+    scale = _powers_of_two(blocks[:, 0], codes != layout.zero) if is_exponent else _float16_column(blocks, 0)
+    return GroupQuantized(codes.reshape(rows, columns), scale.reshape(rows, groups), offset, layout.zero, layout.bits)
 
 
 def _float16_column(blocks: np.ndarray, start: int) -> np.ndarray:
     return np.ascontiguousarray(blocks[:, start : start + 2]).view("<f2")[:, 0]
+
+
+def _powers_of_two(exponents: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """float16 2^(exponent - 128) of each block, half the scale since MXFP4_CODES are twice the values; 0 where none of
+    `counts` [blocks, 32] is set."""
+    powers = exponents.astype(np.int32) - 128
+    used = counts.any(axis=1)
+    if (used & ((powers < -24) | (powers > 15))).any():
+        raise OverflowError(f"has scales from 2^{powers.min() + 1} to 2^{powers.max() + 1}, which float16 cannot hold")
+    return np.ldexp(np.float32(1), np.where(used, powers, -128)).astype(np.float16)

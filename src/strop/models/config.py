@@ -152,13 +152,13 @@ class Config:
         name = self.get("hidden_act", "silu")
         if not isinstance(name, str) or name not in _ACTIVATIONS:
             raise self.refuse("hidden_act", " or ".join(map(repr, _ACTIVATIONS)))
-        return Mlp(self.integer("intermediate_size", ffn_dim), _ACTIVATIONS[name], **more)
+        return Mlp(self.integer("intermediate_size", ffn_dim), **({"activation": _ACTIVATIONS[name]} | more))
 
-    def experts(self, *, normalise: bool, router_bias: bool = False) -> Experts:
-        """A mixture of `num_experts`, `num_experts_per_tok` of them active."""
+    def experts(self, *, normalise: bool, **more: Any) -> Experts:
+        """A mixture of `num_experts`, `num_experts_per_tok` of them active; `more` are fields of Experts."""
         self.seen |= {"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"}  # for training only
         num_experts = self.integer("num_experts", most=MAX_EXPERTS)
-        return Experts(num_experts, self.integer("num_experts_per_tok", most=MAX_EXPERTS), normalise, router_bias)
+        return Experts(num_experts, self.integer("num_experts_per_tok", most=MAX_EXPERTS), normalise, **more)
 
     def rms_norm(self, **more: Any) -> Norm:
         """A norm by the root of the mean square; `more` are fields of Norm."""

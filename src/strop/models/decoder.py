@@ -136,19 +136,25 @@ class _Layer:
     def _experts(self, spec: Experts, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
         params, places = self._params, self._places
         assert places.router is not None
+        biases = None
+        if self._spec.mlp.bias:
+            biases = params.vectors["experts_gate_up_bias"], params.vectors["experts_down_bias"]
         x = x if norm is None else self._add_norm(x, norm)
-        scores = self._matrix(places.router, x, bias=params.vectors.get("router_bias"))
-        y = experts(
+        return experts(
             x,
-            scores,
+            self._matrix(places.router, x, bias=params.vectors.get("router_bias")),
+            self._rows.counts,
             (params.weights[places.gate_up.stack], places.gate_up.index),
             (params.weights[places.down.stack], places.down.index),
             spec.num_active,
             normalise=spec.normalise,
             activation=self._spec.mlp.activation,
             platform=self._layout.platform,
+            gate_limit=spec.gate_limit,
+            layer=self._index,
+            biases=biases,
+            **fused,
         )
-        return self._add_norm(y, None, **fused) if fused else y
 
     def _norm(self, role: str) -> Norm | None:
         spec: NormSpec | None = getattr(self._spec, role)

@@ -19,6 +19,8 @@ class Gguf:
     """Keys that the file does not give, since llama.cpp takes them for granted."""
     with_experts: bool = False
     """Two families may share an architecture: the one with experts and the one without."""
+    yarn_truncates: bool = True
+    """Whether yarn rounds the ends of its ramp, which files do not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def _config(
     given = Config(values, names, is_gguf=True)
     implied: dict[str, Any] = {
         "tie_word_embeddings": "output.weight" not in tensors,
-        "rope_scaling": _rope_scaling(given, prefix, rope_factors),
+        "rope_scaling": _rope_scaling(given, prefix, rope_factors, gguf.yarn_truncates),
         "vocab_size": _vocab_size(metadata, tensors),
         **gguf.config,
     }
@@ -155,7 +155,9 @@ def _vocab_size(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) 
     return len(tokens) if isinstance(tokens, list) and tokens else None
 
 
-def _rope_scaling(config: Config, prefix: str, rope_factors: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+def _rope_scaling(
+    config: Config, prefix: str, rope_factors: Mapping[str, np.ndarray], yarn_truncates: bool
+) -> dict[str, Any] | None:
     """As config.json would have it."""
     keys = f"{prefix}rope.scaling."
     kind = config.get(keys + "type", "linear")
@@ -178,6 +180,7 @@ def _rope_scaling(config: Config, prefix: str, rope_factors: Mapping[str, np.nda
         }
     if kind == "yarn":
         scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        scaling["truncate"] = yarn_truncates
         for name in ("beta_fast", "beta_slow"):
             scaling[name] = config.get(f"{keys}yarn_{name}")
         scaling["attention_factor"] = amplitude * (0.1 * math.log(factor) + 1.0) if factor > 1 else amplitude
@@ -198,7 +201,8 @@ def _with_biases_of(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> Model
         heads, mlp = layer.attention, layer.mlp
         qkv_bias = heads.qkv_bias or bool(present & {"attn_q.bias", "attn_qkv.bias"})
         heads = replace(heads, qkv_bias=qkv_bias, out_bias="attn_output.bias" in present)
-        mlp = replace(mlp, bias=bool(present & {"ffn_up.bias", "ffn_gate.bias"}))
-        return replace(layer, attention=heads, mlp=mlp)
+        mlp = replace(mlp, bias=bool(present & {"ffn_up.bias", "ffn_gate.bias", "ffn_up_exps.bias"}))
+        experts = layer.experts and replace(layer.experts, router_bias="ffn_gate_inp.bias" in present)
+        return replace(layer, attention=heads, mlp=mlp, experts=experts)
 
     return replace(spec, layers=tuple(map(with_biases, spec.layers)))

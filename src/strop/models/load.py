@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from strop.core.errors import UnsupportedError
 from strop.formats.pack_cache import PackCache, PackFile, PackWriter
 from strop.formats.values import TensorInfo, TensorValue, dense
 from strop.models.packing import pack, packed_bytes, packed_format, unify
@@ -23,7 +23,7 @@ from strop.ops.weights import TILE_COLUMNS, Weight
 
 log = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raise when native/kernels/linear.h changes a tile, so that old cache files are ignored."""
 
 _ROLES = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",), "router": ("router",)}
@@ -34,6 +34,7 @@ _BIASES = {
     "down_bias": ("down_bias",),
     "router_bias": ("router_bias",),
 }
+_EXPERT_BIASES = {f"experts_{role}": _BIASES[role] for role in ("gate_up_bias", "down_bias")}
 _NORMS = ("attention_norm", "q_norm", "k_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
 _VECTORS = (*(name for norm in _NORMS for name in (norm, f"{norm}_bias")), "sinks")
 
@@ -112,7 +113,13 @@ def _assign(
     for matrix in _matrices(spec):
         name = stack_of(matrix)
         stacks.setdefault(name, []).append(matrix)
-        places[matrix.layer].setdefault(matrix.role, Place(name, len(stacks[name]) - 1))  # of experts, the first
+        # Of experts, the first.
+        place = places[matrix.layer].setdefault(matrix.role, Place(name, len(stacks[name]) - 1))
+        if place.stack != name:
+            raise UnsupportedError(
+                f"layer {matrix.layer} has expert 0 stored as {place.stack} and expert {matrix.expert} as {name};"
+                " accepted are experts of one type: convert the checkpoint to one"
+            )
     ropes = _distinct_ropes(spec)
     return stacks, tuple(
         LayerPlaces(
@@ -128,26 +135,34 @@ def _assign(
 
 
 def _read_vectors(reader: ParameterReader, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Norms and biases, float32 [L, len]; a layer without one that others have gets zeros."""
+    """Norms and biases, float32 [L, len], of experts [L, E, len]; a layer without one that others have gets zeros."""
 
-    def stack(names: tuple[str, ...], offset: Callable[[LayerSpec], float] = lambda layer: 0.0) -> np.ndarray | None:
-        found = {}
-        for i, layer in enumerate(spec.layers):
-            paths = [path for path in (f"layers.{i}.{name}" for name in names) if path in reader.inventory]
-            if paths:
-                found[i] = np.concatenate([dense(reader.read(path)) for path in paths]) + np.float32(offset(layer))
-        if not found:
-            return None
-        length = len(next(iter(found.values())))
-        return np.stack([found.get(i, np.zeros(length, np.float32)) for i in range(spec.num_layers)])
+    def joined(prefix: str, names: tuple[str, ...]) -> np.ndarray | None:
+        paths = [path for path in (prefix + name for name in names) if path in reader.inventory]
+        return np.concatenate([dense(reader.read(path)) for path in paths]) if paths else None
 
-    vectors = {name: stack((name,), partial(_weight_offset, role=name)) for name in _VECTORS}
+    def of_layer(i: int, names: tuple[str, ...]) -> np.ndarray | None:
+        vector = joined(f"layers.{i}.", names)
+        return None if vector is None else vector + np.float32(_weight_offset(spec.layers[i], names[0]))
+
+    def of_experts(i: int, names: tuple[str, ...]) -> np.ndarray | None:
+        experts = spec.layers[i].experts
+        found = [joined(f"layers.{i}.experts.{e}.", names) for e in range(experts.num_experts if experts else 0)]
+        return None if not found or found[0] is None else np.stack([vector for vector in found if vector is not None])
+
+    def stack(of: Callable[[int, tuple[str, ...]], np.ndarray | None], names: tuple[str, ...]) -> np.ndarray | None:
+        found = [of(i, names) for i in range(spec.num_layers)]
+        first = next((vector for vector in found if vector is not None), None)
+        return None if first is None else np.stack([np.zeros_like(first) if one is None else one for one in found])
+
+    vectors = {name: stack(of_layer, (name,)) for name in _VECTORS}
     heads = spec.layers[0].attention
     for role, num_heads in (("q_norm", heads.num_heads), ("k_norm", heads.num_kv_heads)):
-        of_heads = stack(tuple(f"heads.{head}.{role}" for head in range(num_heads)))
+        of_heads = stack(of_layer, tuple(f"heads.{head}.{role}" for head in range(num_heads)))
         if of_heads is not None:
             vectors[role] = of_heads.reshape(spec.num_layers, num_heads, -1)
-    vectors |= {name: stack(parts) for name, parts in _BIASES.items()}
+    vectors |= {name: stack(of_layer, parts) for name, parts in _BIASES.items()}
+    vectors |= {name: stack(of_experts, parts) for name, parts in _EXPERT_BIASES.items()}
     for name, norm in (("embedding_norm", spec.embedding_norm), ("final_norm", spec.final_norm)):
         if norm is not None:
             vectors[name] = dense(reader.read(name))[None] + np.float32(norm.weight_offset)
@@ -243,12 +258,11 @@ def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) ->
         pack([value], writer.reserve(name, (1, packed_bytes(format_name, *value.shape)), np.dtype(np.uint8))[0])
         manifest["weights"][name] = {"format": format_name, "shape": value.shape}
     for name, value in _read_vectors(reader, spec).items():
-        if (
-            name == "gate_up_bias" and value.shape[1] == 2 * spec.layers[0].mlp.ffn_dim
-        ):  # in the order of the alternating tiles
-            value = value.reshape(len(value), 2, -1, TILE_COLUMNS).swapaxes(1, 2).reshape(len(value), -1)
+        if name.endswith("gate_up_bias") and spec.layers[0].mlp.gated:  # in the order of the alternating tiles
+            *stacked, length = value.shape
+            value = value.reshape(*stacked, 2, -1, TILE_COLUMNS).swapaxes(-3, -2).reshape(*stacked, length)
         if name.endswith("_bias") and name.removesuffix("_bias") not in _VECTORS:
-            value = np.pad(value, ((0, 0), (0, -value.shape[1] % TILE_COLUMNS)))
+            value = np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, -value.shape[-1] % TILE_COLUMNS)])
         writer.add(name, np.ascontiguousarray(value, np.float32))
         manifest["vectors"].append(name)
     manifest["source"] = str(reader.checkpoint.path.absolute())  # only to tell people what the pack is of

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
-from strop.formats.values import BLOCK_FORMATS
+from strop.formats.values import BLOCK_FORMATS, DENSE_DTYPES
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
 from strop.ops.dispatch import Platform
@@ -68,7 +68,7 @@ def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: 
             block = BLOCK_FORMATS[stored.format]
             total += num_values * (4 if block.bits == 4 else 8) // 8 + num_values // 32 * 2 * (1 + block.has_offset)
         else:
-            total += stored.num_bytes
+            total += num_values * DENSE_DTYPES[stored.format].itemsize
     return total
 
 
@@ -102,6 +102,7 @@ def plan_memory(
         + max(
             (layer.attention.num_heads + 2 * layer.attention.num_kv_heads) * layer.attention.head_dim,
             2 * layer.mlp.ffn_dim,
+            0 if layer.experts is None else layer.experts.num_experts,
         )
         * 2
         for layer in spec.layers

@@ -27,6 +27,8 @@ class NameMap:
     """Whether rows of q and k are stored so that rotated pairs are adjacent; Strop keeps them half a head apart."""
     transposed: tuple[str, ...] = ()
     """The same of tensors that are stored [in, out]."""
+    alternating_gates: bool = False
+    """Whether rows of gate and up alternate in a tensor that has them both."""
     qkv_by_group: bool = False
     """Whether a tensor with q, k and v has them by kv head: its queries, its key, its value."""
 
@@ -54,6 +56,14 @@ class NameMap:
             "layers.{i}." + re.sub("^experts_", "experts.{e}.", role): layer + stem for role, stem in stems.items()
         }
         return replace(self, names={**self.names, **_with_biases(paths)})
+
+    def with_stacks(self, **names: str) -> "NameMap":
+        """The same with other names of tensors, by role, that hold a parameter of all experts of a layer; those of
+        biases end in `_bias`."""
+        layer = self.names["layers.{i}.q"].partition("{i}.")[0] + "{i}."
+        paths = {"layers.{i}.experts.{e}." + role: layer + name for role, name in names.items()}
+        biases = {f"{path}_bias": f"{name}_bias" for path, name in paths.items()}
+        return replace(self, names={**self.names, **paths, **biases})
 
     def with_alternatives(self, endings: Mapping[str, str]) -> "NameMap":
         """The same with ends of names that stand for several."""

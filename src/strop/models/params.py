@@ -127,6 +127,8 @@ def check_spec(spec: ModelSpec) -> ModelSpec:
             active, most = experts.num_active, experts.num_experts
             require(1 <= most <= MAX_EXPERTS, "num_experts", most, f"1 to {MAX_EXPERTS}")
             require(1 <= active <= most, "experts per token", active, f"1 to {most}")
+            limit = experts.gate_limit
+            require(limit is None or 0 < limit < 1e30, "gate limit", limit, "a finite number above 0")
         require(
             attention.num_heads % attention.num_kv_heads == 0,
             "num_kv_heads",

@@ -63,6 +63,8 @@ class ParameterReader:
         self._paths: dict[str, list[str]] = {}
         for path, name in self._tensor_names.items():
             self._paths.setdefault(name, []).append(path)
+        self._num_stacked = {name: _num_stacked(paths) for name, paths in self._paths.items()}
+        """How many experts a tensor holds along its first axis; 0 if it has no such axis."""
         self._last: tuple[str, TensorValue] | None = None  # a tensor of many parameters is decoded once
         self._check_names()
         self._check_infos()
@@ -73,7 +75,7 @@ class ParameterReader:
 
     def _check_names(self) -> None:
         present = self.checkpoint.tensors
-        missing = [name for name in self._tensor_names.values() if name not in present]
+        missing = [name for name in self._paths if name not in present]
         if missing:
             raise FormatError(
                 f"{self.checkpoint.path}: tensors are missing: {', '.join(missing)}; the file is incomplete or its"
@@ -107,10 +109,7 @@ class ParameterReader:
     def _check_infos(self) -> None:
         for name, paths in self._paths.items():
             info, expected = self.checkpoint.tensors[name], self._expected_shape(name)
-            found = info.shape
-            if len(found) > len(expected) and len(paths) > 1:  # experts, stacked
-                found = (math.prod(found[: 1 - len(expected)]), *found[len(found) + 1 - len(expected) :])
-            if found != expected:
+            if info.shape != expected:
                 axes = " x ".join(self.inventory[paths[0]].axes)
                 parts = f" of each of {len(paths)} parameters" if len(paths) > 1 else ""
                 raise FormatError(
@@ -124,10 +123,12 @@ class ParameterReader:
                 )
 
     def _expected_shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor as the checkpoint stores it, experts flattened."""
+        """Of a tensor as the checkpoint stores it."""
+        num_experts = self._num_stacked[name]
         shapes = [self.inventory[path].shape for path in self._paths[name]]
-        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        return shape[::-1] if self._is_transposed(name) else shape
+        shape = (sum(shape[0] for shape in shapes) // max(1, num_experts), *shapes[0][1:])
+        shape = shape[::-1] if self._is_transposed(name) else shape
+        return (num_experts, *shape) if num_experts else shape
 
     def _is_transposed(self, name: str) -> bool:
         return self._names is not None and self._names.is_transposed(name)
@@ -135,6 +136,8 @@ class ParameterReader:
     def read(self, path: str) -> TensorValue:
         """The parameter's exact value. Raises FormatError when it, or one of its scales, is not finite."""
         name = self._tensor_names[path]
+        if self._num_stacked[name]:
+            return self._read_expert(path, name)
         if self._last is None or self._last[0] != name:
             self._last = name, self._read_tensor(name)
         value = self._last[1]
@@ -148,20 +151,31 @@ class ParameterReader:
             return self._with_halves_apart(path, value)
         return value
 
+    def _read_expert(self, path: str, name: str) -> TensorValue:
+        """A parameter of one expert, of the tensor that holds those of all."""
+        assert not isinstance(self.checkpoint, ArtifactCheckpoint), "an artifact has a tensor per parameter"
+        _, _, _, expert, role = path.split(".")
+        value = self._checked(name, self.checkpoint.read_part(name, int(expert)))
+        if len(self._paths[name]) == self._num_stacked[name]:
+            return value
+        is_up, num_rows = role.startswith("up"), value.shape[0]  # with the gate
+        alternate = self._names is not None and self._names.alternating_gates
+        rows = slice(int(is_up), None, 2) if alternate else slice(num_rows // 2 * is_up, num_rows // 2 * (1 + is_up))
+        return value.take_rows(rows) if isinstance(value, GroupQuantized) else value[rows]
+
     def _read_tensor(self, name: str) -> TensorValue:
-        value = self.checkpoint.read(name)
+        return self._checked(name, self.checkpoint.read(name))
+
+    def _checked(self, name: str, value: TensorValue) -> TensorValue:
+        """The value as [out, in]. Raises FormatError when it is not finite."""
         finite = value.is_finite() if isinstance(value, GroupQuantized) else np.isfinite(value).all()
         if not finite:
             raise FormatError(
                 f"{self.checkpoint.path}: the tensor {name!r} holds NaN or infinity; the file is damaged, download"
                 " it again"
             )
-        if isinstance(value, np.ndarray):
-            if self._is_transposed(name):
-                value = np.ascontiguousarray(value.T)
-            expected_ndim = len(self.inventory[self._paths[name][0]].shape)
-            if value.ndim > expected_ndim:
-                value = value.reshape(-1, *value.shape[value.ndim + 1 - expected_ndim :])
+        if isinstance(value, np.ndarray) and self._is_transposed(name):
+            return np.ascontiguousarray(value.T)
         return value
 
     def _rows_of(self, path: str, paths: list[str]) -> slice | np.ndarray:
@@ -195,6 +209,11 @@ class ParameterReader:
         rows[:, :rotary_dim] = pairs.swapaxes(1, 2).reshape(num_heads, rotary_dim)
         order = rows.reshape(-1)
         return value.take_rows(order) if isinstance(value, GroupQuantized) else value[order]
+
+
+def _num_stacked(paths: list[str]) -> int:
+    """How many experts a tensor of these parameters has along its first axis; 0 if it has no such axis."""
+    return len({path.split(".")[3] for path in paths if ".experts." in path}) if len(paths) > 1 else 0
 
 
 def _name_map(checkpoint: AnyCheckpoint) -> NameMap | None:

@@ -6,8 +6,9 @@ Letters as in docs/glossary.md: D model, F ffn, N query heads, K kv heads, H hea
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
-"""gelu is x Phi(x); gelu_tanh its approximation by tanh (Hendrycks & Gimpel 2016)."""
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "gelu_sigmoid"]
+"""gelu is x Phi(x); gelu_tanh its approximation by tanh, gelu_sigmoid that by sigmoid, x sigmoid(1.702 x) (Hendrycks &
+Gimpel 2016)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class Experts:
     normalise: bool
     """Whether the weights of the chosen experts, out of a softmax over all, are scaled to sum to 1."""
     router_bias: bool = False
+    gate_limit: float | None = None
+    """With one, an expert is (act(min(x Wg, limit)) * (1 + x Wu within +-limit)) Wd."""
 
 
 @dataclass(frozen=True, slots=True)

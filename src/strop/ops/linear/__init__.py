@@ -10,7 +10,7 @@ from strop.ops.linear import cpu, reference
 from strop.ops.norm import Norm
 from strop.ops.weights import Weight
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "gelu_sigmoid"]
 
 _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.linear, cpu.declines),

@@ -9,7 +9,7 @@ from strop.ops.norm.cpu import norm_operands
 from strop.ops.program import call_native
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")  # as native/kernels/linear.h numbers them, from 1
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "gelu_sigmoid")  # as native/kernels/linear.h numbers them, from 1
 
 
 def declines(call: Any) -> str | None:
