@@ -110,6 +110,13 @@ inline Pairs broadcast_pair(const uint16_t* p) {
   std::memcpy(&two, p, 4);
   return {_mm512_set1_epi32(two)};
 }
+// 32 int8 as bf16, exactly: small integers have no low half in float32.
+inline Pairs load_pairs(const int8_t* p) {
+  const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(codes, 16), 16), odd = _mm512_srai_epi32(codes, 16);
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(even)), 16);
+  return {_mm512_or_si512(low, _mm512_castps_si512(_mm512_cvtepi32_ps(odd)))};
+}
 #if defined(__AVX512BF16__)
 // acc[lane] += a.lo b.lo + a.hi b.hi in float32. The instruction's own rounding; without it, two fused multiply-adds.
 inline Floats dot_bf16(Floats acc, Pairs a, Pairs b) {
@@ -275,6 +282,15 @@ struct Pairs {
 inline Pairs load_pairs(const uint16_t* p) {
   auto q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline Pairs load_pairs(const int8_t* p) {
+  auto half = [](const int8_t* q) {
+    const __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
+    const __m256i even = _mm256_srai_epi32(_mm256_slli_epi32(codes, 16), 16), odd = _mm256_srai_epi32(codes, 16);
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(even)), 16);
+    return _mm256_or_si256(low, _mm256_castps_si256(_mm256_cvtepi32_ps(odd)));
+  };
+  return {half(p), half(p + 16)};
 }
 inline Pairs broadcast_pair(const uint16_t* p) {
   int32_t two;

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from strop.cli.verb import start_up
-from strop.core.config import GIB, EngineConfig
+from strop.core.config import GIB, EngineConfig, KvDtype
 from strop.core.errors import RequestError, StropError
 from strop.core.request import SamplingParams
 
@@ -30,6 +30,7 @@ _START = time.perf_counter()
 @click.option("--system", help="System message for the chat template.")
 @click.option("--ignore-eos", is_flag=True, help="Go on past the end of the answer.")
 @click.option("--context", default=0, help="Longest prompt + answer in tokens; 0 means the model's limit.")
+@click.option("--kv-dtype", type=click.Choice(["bf16", "int8"]), default="bf16", help="How the cache stores numbers.")
 @click.option("--memory", default=0.0, help="Memory limit in GiB; 0 means what is available.")
 @click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores.")
 @click.option("--json", "json_line", is_flag=True, help="End with one JSON line instead of a summary.")
@@ -48,6 +49,7 @@ def command(
     system: str | None,
     ignore_eos: bool,
     context: int,
+    kv_dtype: KvDtype,
     memory: float,
     threads: int,
     json_line: bool,
@@ -72,7 +74,13 @@ def command(
     )
     if not 0 <= memory < 1e9:
         raise RequestError(f"--memory {memory} is out of range: give GiB, or 0 for what is available")
-    config = EngineConfig(max_num_seqs=1, max_context_len=context, memory_bytes=int(memory * GIB), num_threads=threads)
+    config = EngineConfig(
+        max_num_seqs=1,
+        max_context_len=context,
+        kv_dtype=kv_dtype,
+        memory_bytes=int(memory * GIB),
+        num_threads=threads,
+    )
     text = _standard_input() if prompt == "-" else prompt
     if not text:
         raise RequestError("the prompt is empty: give some text, or '-' to read standard input")
