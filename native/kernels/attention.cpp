@@ -48,7 +48,7 @@ const float* normed(const AttentionArgs& args, const NormArgs& norm, const float
 
 // Rotates row's query into `queries` (scaled, so that a score is a power of two) and writes its key and value.
 template <class Item>
-void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
+void enter_row(const AttentionArgs& args, int row, uint8_t* queries) {
   const int head_dim = args.head_dim, num_heads = args.num_heads, num_kv_heads = args.num_kv_heads;
   const float* x = args.qkv + size_t(row) * (num_heads + 2 * num_kv_heads) * head_dim;
   const int position = args.positions[row], slot = args.slots[row];
@@ -57,7 +57,8 @@ void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
   const float* query_heads = normed(args, args.q_norm, x, num_heads, out);
   for (int head = 0; head < num_heads; ++head) {
     rotate(args, position, query_heads + head * head_dim, turned);
-    narrow(turned, head_dim, args.scale * kLog2E, queries + (size_t(row) * num_heads + head) * head_dim);
+    uint8_t* query = queries + (size_t(row) * num_heads + head) * head_dim * kQueryBytes;
+    write_query<Item>(turned, head_dim, args.scale * kLog2E, query);
   }
   const bool partner_follows =
       row + 1 < args.num_rows && args.seqs[row + 1] == args.seqs[row] && args.slots[row + 1] == slot + 1;
@@ -107,7 +108,7 @@ struct Run {
 template <class Item>
 class Tasks {
  public:
-  Tasks(const AttentionArgs& args, const uint16_t* queries, const Pool& pool)
+  Tasks(const AttentionArgs& args, const uint8_t* queries, const Pool& pool)
       : args_(args), queries_(queries), group_(args.num_heads / args.num_kv_heads) {
     const int max_run = std::max(1, kQueryRows / group_);
     runs_ = static_cast<Run*>(scratch_bytes<4>(sizeof(Run) * args.num_rows));
@@ -182,7 +183,7 @@ class Tasks {
   RowState row_state(const Run& run, int kv_head, int i, float* acc) const {
     const int row = run.row_begin + i / group_;
     const float slope = args_.alibi_scale == 0.0f ? 0.0f : alibi_slope(head_of(kv_head, i), args_.num_heads);
-    return {queries_ + cell(run, kv_head, i), args_.slots[row], first_visible(args_, row), args_.kv_hi[row],
+    return {queries_ + cell(run, kv_head, i) * kQueryBytes, args_.slots[row], first_visible(args_, row), args_.kv_hi[row],
             slope * args_.alibi_scale * kLog2E, acc, {}};
   }
 
@@ -227,7 +228,7 @@ class Tasks {
   }
 
   const AttentionArgs& args_;
-  const uint16_t* queries_;  // [rows, heads, H]
+  const uint8_t* queries_;  // [rows, heads, H] of kQueryBytes
   int group_;
   Run* runs_ = nullptr;
   int num_runs_ = 0, num_tasks_ = 0;
@@ -242,8 +243,8 @@ class Tasks {
 template <class Item>
 void attend(const AttentionArgs& args) {
   Pool& pool = Pool::instance();
-  auto* queries = static_cast<uint16_t*>(
-      scratch_bytes<2>(sizeof(uint16_t) * args.num_rows * args.num_heads * args.head_dim));
+  auto* queries = static_cast<uint8_t*>(
+      scratch_bytes<2>(size_t(kQueryBytes) * args.num_rows * args.num_heads * args.head_dim));
   // All keys and values are written before any is read: a row may see others of the same call.
   // Sixteen tokens of a sequence share lines of the cache, which two threads should not both write.
   const int rows_per_chunk = std::clamp(args.num_rows / (2 * pool.num_threads()), 4, 16);

@@ -21,7 +21,7 @@ struct Sums {
 };
 
 struct RowState {
-  const uint16_t* query;
+  const uint8_t* query;
   int slot, lo, hi;
   float slope;  // of the bias on its scores, as powers of two; 0: none
   float* acc;  // [H], of the span at hand
@@ -71,49 +71,92 @@ void divide(const Sums& whole, const float* sink, int head_dim, float* y) {
   for (int h = 0; h < head_dim; h += 16) store(y + h, mul(load(y + h), inverse));
 }
 
-template <int kRows, class Item>
-void scores(const RowState* rows, const Page<Item>& page, const uint8_t* next, Floats (*s)[2]) {
-  const Item* keys = page.keys();
+// The page that will be read next is fetched a line at a time, as this one is used up.
+void fetch(const uint8_t* line) { _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1); }
+
+template <int kRows>
+void scores(const RowState* rows, const Page<uint16_t>& page, const uint8_t* next, Floats (*s)[2]) {
   for (int r = 0; r < kRows; ++r) s[r][0] = s[r][1] = zero_floats();
   for (int h = 0; h < page.head_dim; h += 2) {
-    const Pairs k0 = load_pairs(keys + h * kBlockLen), k1 = load_pairs(keys + h * kBlockLen + 32);
-    if constexpr (kRows <= kPrefetchRows) {
-      for (int line = 0; line < Page<Item>::kLinesPerStep; ++line, next += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-    }
+    const Pairs k0 = load_pairs(page.keys(h)), k1 = load_pairs(page.keys(h) + 32);
+    if constexpr (kRows <= kPrefetchRows) fetch(next + h * 64), fetch(next + h * 64 + 64);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const Pairs q = broadcast_pair(rows[r].query + h);
+      const Pairs q = broadcast_pair(reinterpret_cast<const uint16_t*>(rows[r].query) + h);
       s[r][0] = dot_bf16(s[r][0], k0, q);
       s[r][1] = dot_bf16(s[r][1], k1, q);
     }
   }
-  if constexpr (Page<Item>::kQuantised)
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < 2; ++v) s[r][v] = mul(s[r][v], load(page.key_scales() + 16 * v));
 }
 
-template <int kRows, int kVectors, class Item>
-void add_values(const RowState* rows, const Page<Item>& page, const uint8_t* next, int h, int pair_begin, int pair_end,
-                const uint16_t (*probs)[kBlockLen], bool fresh) {
+template <int kRows>
+void scores(const RowState* rows, const Page<int8_t>& page, const uint8_t* next, Floats (*s)[2]) {
+  Ints dot[kRows][2];
+  const int8_t* codes[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    const auto query = QuantisedQuery::at(rows[r].query, page.head_dim);
+    codes[r] = query.codes;
+    dot[r][0] = dot[r][1] = broadcast_int(query.zero_sum);
+  }
+  for (int h = 0; h < page.head_dim; h += 4) {
+    const Bytes k0 = load_bytes(page.keys(h)), k1 = load_bytes(page.keys(h) + 64);
+    if constexpr (kRows <= kPrefetchRows) fetch(next + h * 32), fetch(next + h * 32 + 64);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const Bytes q = broadcast_four(codes[r] + h);
+      dot[r][0] = dot_bytes(dot[r][0], k0, q);
+      dot[r][1] = dot_bytes(dot[r][1], k1, q);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const Floats scale = broadcast(QuantisedQuery::at(rows[r].query, page.head_dim).scale);
+    for (int v = 0; v < 2; ++v) s[r][v] = mul(to_floats(dot[r][v]), mul(load(page.key_scales() + 16 * v), scale));
+  }
+}
+
+// Unnormalised probabilities of one row over a page, as the products with values take them.
+template <class Item>
+struct Shares;
+
+template <>
+struct Shares<uint16_t> {
+  alignas(64) uint16_t shares[kBlockLen];
+
+  void store(Floats p0, Floats p1) { store_bf16(shares, p0, p1); }
+};
+
+template <>
+struct Shares<int8_t> {
+  alignas(64) uint8_t shares[kBlockLen];
+  float scale;
+
+  void store(Floats p0, Floats p1) {
+    const float largest = max_lanes(max(p0, p1)), inverse = largest > 0.0f ? 255.0f / largest : 0.0f;
+    store_uint8(shares, to_ints(mul(p0, broadcast(inverse))));
+    store_uint8(shares + 16, to_ints(mul(p1, broadcast(inverse))));
+    scale = largest / 255.0f;
+  }
+};
+
+// Values of tokens [begin, end) and dimensions [h, h + 16 kVectors), weighted, on top of what the rows have.
+template <int kRows, int kVectors>
+void add_values(const RowState* rows, const Page<uint16_t>& page, const uint8_t* next, int h, int begin, int end,
+                const Shares<uint16_t>* shares, bool fresh) {
   Floats acc[kRows][kVectors];
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) acc[r][v] = fresh ? zero_floats() : load(rows[r].acc + h + v * 16);
-  for (int pair = pair_begin; pair < pair_end; ++pair) {
-    const size_t at = (size_t(pair) * page.head_dim + h) * 2;
-    const Item* place = page.values() + at;
+  for (int in = begin / 2 * 2; in < end; in += 2) {
     Pairs line[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      line[v] = load_pairs(place + v * 32);
-      if (kRows <= kPrefetchRows && (v * sizeof(Item)) % 2 == 0)
-        _mm_prefetch(reinterpret_cast<const char*>(next + (at + v * 32) * sizeof(Item)), _MM_HINT_T1);
+      line[v] = load_pairs(page.values(in) + h * 2 + v * 32);
+      if constexpr (kRows <= kPrefetchRows) fetch(next + (size_t(in) * page.head_dim + h * 2 + v * 32) * 2);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const Pairs p = broadcast_pair(probs[r] + pair * 2);
+      const Pairs p = broadcast_pair(shares[r].shares + in);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) acc[r][v] = dot_bf16(acc[r][v], line[v], p);
     }
@@ -122,6 +165,37 @@ void add_values(const RowState* rows, const Page<Item>& page, const uint8_t* nex
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) store(rows[r].acc + h + v * 16, acc[r][v]);
+}
+
+template <int kRows, int kVectors>
+void add_values(const RowState* rows, const Page<int8_t>& page, const uint8_t* next, int h, int begin, int end,
+                const Shares<int8_t>* shares, bool fresh) {
+  Ints sums[kRows][kVectors];
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = zero_ints();
+  for (int in = begin / 4 * 4; in < end; in += 4) {
+    Bytes line[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      line[v] = load_bytes(page.values(in) + h * 4 + v * 64);
+      if constexpr (kRows <= kPrefetchRows) fetch(next + size_t(in) * page.head_dim + h * 4 + v * 64);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const Bytes p = broadcast_four(shares[r].shares + in);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = dot_bytes(sums[r][v], p, line[v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* acc = rows[r].acc + h + v * 16;
+      store(acc, fma(to_floats(sums[r][v]), broadcast(shares[r].scale), fresh ? zero_floats() : load(acc)));
+    }
 }
 
 // What lies between a row's products with the keys of a page and its scores.
@@ -140,14 +214,14 @@ void sweep_page(const AttentionArgs& args, RowState* rows, const Page<Item>& pag
                 bool fresh) {
   const int head_dim = args.head_dim;
   Floats s[kRows][2];
-  alignas(64) uint16_t probs[kRows][kBlockLen];
+  Shares<Item> shares[kRows];
   scores<kRows>(rows, page, next, s);
   int begin = kBlockLen, end = 0;
   for (int r = 0; r < kRows; ++r) {
     RowState& row = rows[r];
     const int lo = std::max(0, row.lo - first_slot), hi = std::min(kBlockLen, row.hi - first_slot);
     if (lo >= hi) {
-      store_bf16(probs[r], zero_floats(), zero_floats());
+      shares[r].store(zero_floats(), zero_floats());
       continue;
     }
     begin = std::min(begin, lo);
@@ -177,18 +251,17 @@ void sweep_page(const AttentionArgs& args, RowState* rows, const Page<Item>& pag
     }
     row.span.total = add(row.span.total, add(p0, p1));
     if constexpr (Page<Item>::kQuantised) {  // a hidden token's scale may be anything
-      const Floats shares[2] = {p0, p1};
-      p0 = select_range(mul(shares[0], load(page.value_scales())), zero_floats(), lo, hi);
-      p1 = select_range(mul(shares[1], load(page.value_scales() + 16)), zero_floats(), lo - 16, hi - 16);
+      p0 = select_range(mul(p0, load(page.value_scales())), zero_floats(), lo, hi);
+      p1 = select_range(mul(p1, load(page.value_scales() + 16)), zero_floats(), lo - 16, hi - 16);
     }
-    store_bf16(probs[r], p0, p1);
+    shares[r].store(p0, p1);
   }
   const uint8_t* next_values = next + Page<Item>::half_bytes(head_dim);
   int h = 0;
   for (; h + 64 <= head_dim; h += 64)
-    add_values<kRows, 4>(rows, page, next_values, h, begin / 2, (end + 1) / 2, probs, fresh);
+    add_values<kRows, 4>(rows, page, next_values, h, begin, end, shares, fresh);
   for (; h < head_dim; h += 16)
-    add_values<kRows, 1>(rows, page, next_values, h, begin / 2, (end + 1) / 2, probs, fresh);
+    add_values<kRows, 1>(rows, page, next_values, h, begin, end, shares, fresh);
 }
 
 template <class Item>

@@ -42,8 +42,8 @@ def attention(
             jax.ShapeDtypeStruct(cache.shape, cache.dtype),
         ],
         call.kv_dtype == "int8", layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim,
-        float(call.scale), float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0, bool(sinks),
-        *q_attrs, *k_attrs,
+        float(call.scale), float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0,
+        bool(sinks), *q_attrs, *k_attrs,
         aliases={1: 1},
     )  # fmt: skip
     return attended, cache
