@@ -1,7 +1,9 @@
 // Rotation, cache write and attention in one call. A row's result depends only on its query and on the cache pages it
 // sees, swept page by page in spans of kSpanLen slots whose sums are then merged in order: never on the rows that share
 // the call, the block of rows it falls into, or the threads. Scores and sums accumulate in float32; queries, keys, values
-// and unnormalised probabilities are bf16.
+// and unnormalised probabilities are bf16. Where the cache holds int8 codes, queries are rounded to int8 (absmax / 127 a
+// head) and the probabilities of a page, times the scales of its values, to 8 bits of their largest; a page's products are
+// exact then.
 #include "kernels/attention.h"
 
 #include <algorithm>

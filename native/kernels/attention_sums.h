@@ -215,6 +215,11 @@ void sweep_page(const AttentionArgs& args, RowState* rows, const Page<Item>& pag
   const int head_dim = args.head_dim;
   Floats s[kRows][2];
   Shares<Item> shares[kRows];
+  if constexpr (Page<Item>::kQuantised && kRows <= kPrefetchRows)
+    for (int line = 0; line < 2; ++line) {  // of scales
+      const uint8_t* scales = next + Page<Item>::numbers_bytes(head_dim) + line * 64;
+      fetch(scales), fetch(scales + Page<Item>::half_bytes(head_dim));
+    }
   scores<kRows>(rows, page, next, s);
   int begin = kBlockLen, end = 0;
   for (int r = 0; r < kRows; ++r) {

@@ -95,7 +95,8 @@ def attention(
             scale, absmax / 127, with or without a cache.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
-    probabilities to bf16 and sums in a fixed order; the reference rounds only to the cache's dtype.
+    probabilities to bf16 and sums in a fixed order; with int8 keys and values it rounds queries and probabilities to 8
+    bits as well. The reference rounds only to the cache's dtype.
     """
     rotary_dim = 0 if operands.rope is None else 2 * int(operands.rope[0].shape[1])
     over: Literal["head", "all_heads"] | None = None
