@@ -45,7 +45,7 @@ ffi::Error allocate(ffi::Result<ffi::AnyBuffer> cache) {
 
 }  // namespace
 
-// qkv, cache [L, P, K, 2, page], row fields, block tables, counts, [cos, sin], [sinks], [norm of queries, norm of
+// qkv, cache [L, P, K, 2, page], row fields, block tables, counts, [cos, sin], [sinks], [norm of queries], [norm of
 // keys], y. The cache is written in place.
 ffi::Error Attention::decode(Operands& operands) {
   AttentionArgs& a = args;
