@@ -164,7 +164,7 @@ def test_stale_cache_is_never_read(new_engine: Callable[..., Engine], crowd: Cal
     requests = requests_of_every_kind(2)
     expected = crowd(new_engine(), requests)
     engine = new_engine()
-    engine._cache = jnp.full_like(engine._cache, jnp.nan)
+    engine._caches = tuple(jnp.full_like(cache, jnp.nan) for cache in engine._caches)
     assert crowd(engine, requests) == expected
 
 

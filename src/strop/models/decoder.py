@@ -1,10 +1,11 @@
 """The network: one loop over the layers' data. It names no family."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
+from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.spec import Experts, LayerSpec, ModelSpec
@@ -15,19 +16,22 @@ from strop.ops.experts import experts
 from strop.ops.linear import linear
 from strop.ops.norm import Norm
 
+Caches = TypeVar("Caches", bound=tuple[jax.Array, ...] | None)
+"""The cache array of each group (strop.models.cache), or None where there is none: what goes in comes back."""
+
 
 def forward(
     params: Parameters,
     spec: ModelSpec,
     rows: Rows,
-    cache: Cache,
+    caches: Caches,
     layout: Single,
-) -> tuple[jax.Array, Cache]:
-    """Hidden states float32 [T, D] before the final norm, and the updated cache.
+) -> tuple[jax.Array, Caches]:
+    """Hidden states float32 [T, D] before the final norm, and the updated caches.
 
     Args:
-        rows: the step's T token rows.
-        cache: see ops.attention.cache_shape; None attends within the rows alone.
+        rows: the step's T token rows. `block_tables` is [G, S, P]: a table for each cache group of `spec`.
+        caches: an array per cache group, see ops.attention.new_cache; None attends within the rows alone.
     """
     x = embed(rows.fields[0], params.weights["embed"], rows.counts, platform=layout.platform)
     if spec.embedding_scale != 1.0:
@@ -38,9 +42,14 @@ def forward(
         x = x + params.vectors["token_type"]
     if spec.embedding_norm is not None:
         x = _norm(params, spec.embedding_norm, "embedding_norm")(x)
+    groups = cache_groups(spec)
+    places_in_cache = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
+    updated: list[jax.Array | None] = [None] * len(groups) if caches is None else [*caches]
     for layer, (layer_spec, places) in enumerate(zip(spec.layers, params.layers, strict=True)):
-        x, cache = _Layer(params, layer, layer_spec, places, rows, layout)(x, cache)
-    return x, cache
+        group, in_cache = places_in_cache[layer]
+        seen = rows if caches is None else rows._replace(block_tables=rows.block_tables[group])
+        x, updated[group] = _Layer(params, layer, layer_spec, places, seen, layout, in_cache)(x, updated[group])
+    return x, cast(Caches, None if caches is None else tuple(updated))
 
 
 def _norm(params: Parameters, spec: NormSpec, role: str, index: int = 0) -> Norm:
@@ -52,10 +61,17 @@ class _Layer:
     """One layer at work."""
 
     def __init__(
-        self, params: Parameters, index: int, spec: LayerSpec, places: LayerPlaces, rows: Rows, layout: Single
+        self,
+        params: Parameters,
+        index: int,
+        spec: LayerSpec,
+        places: LayerPlaces,
+        rows: Rows,
+        layout: Single,
+        index_in_cache: int,
     ) -> None:
         self._params, self._index, self._spec, self._places = params, index, spec, places
-        self._rows, self._layout = rows, layout
+        self._rows, self._layout, self._index_in_cache = rows, layout, index_in_cache
 
     def __call__(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         spec = self._spec
@@ -96,7 +112,7 @@ class _Layer:
         return attention(
             self._matrix(places.qkv, x, norm=self._norm("attention_norm"), bias=vectors.get("qkv_bias")),
             cache,
-            self._index,
+            self._index_in_cache,
             _within_window(self._rows, heads.window_len),
             operands,
             num_heads=heads.num_heads,
