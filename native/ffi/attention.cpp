@@ -7,7 +7,8 @@ namespace {
 
 enum Row { kPosition = 1, kSlot, kLo, kHi, kSeq, kNumRowFields };  // field 0 is the token
 
-// Every index the kernel will follow, checked once per step's rows.
+// Every index the kernel will follow, checked once per step's rows. Table entries before a row's window are the null
+// block, which is in range like any other.
 bool rows_are_sound(const AttentionArgs& a, int64_t num_blocks, int64_t num_positions, int64_t num_seqs) {
   const int64_t capacity = int64_t(a.table_len) * a.block_len;
   for (int row = 0; row < a.num_rows; ++row) {
@@ -86,11 +87,11 @@ ffi::Error Attention::decode(Operands& operands) {
 const char* Attention::admit(Admitted& before) {
   if (!rows.read(&args.num_rows)) return "attention: bad row count";
   // Like layers share the array of their cache, and so its number of blocks.
-  const Attention* last = before.attention;
-  before.attention = this;
-  if (last != nullptr && same_rows(last->args, args) && last->num_blocks == num_blocks &&
-      last->num_positions == num_positions && last->num_seqs == num_seqs)
-    return nullptr;
+  for (const Attention* other : before.attentions)
+    if (same_rows(other->args, args) && other->num_blocks == num_blocks && other->num_positions == num_positions &&
+        other->num_seqs == num_seqs)
+      return nullptr;
+  before.attentions.push_back(this);
   return rows_are_sound(args, num_blocks, num_positions, num_seqs) ? nullptr : "attention: a row points outside the cache";
 }
 

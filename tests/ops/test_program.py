@@ -132,7 +132,9 @@ def test_bound_writes_several_caches(model):
         fields, tables, counts = ints[:48].reshape(6, 8), ints[48:50].reshape(2, 1, 1), ints[50:52]
         written = []
         for layer in range(2):
-            y = linear(x, kept[1], 0, counts, platform="native", layer=layer, norm=Norm("rms", kept[0], None, 1e-5, layer))
+            y = linear(
+                x, kept[1], 0, counts, platform="native", layer=layer, norm=Norm("rms", kept[0], None, 1e-5, layer)
+            )
             y, cache = attention(
                 y, caches[layer], 0, Rows(fields, tables[layer], counts), AttentionOperands(), num_heads=HEADS,
                 num_kv_heads=HEADS, head_dim=HEAD_DIM, scale=0.2, block_len=32, platform="native",

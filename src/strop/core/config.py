@@ -19,8 +19,8 @@ class EngineConfig:
     block_len: int = 32
     """Tokens per cache block (page)."""
     num_blocks: int = 0
-    """Cache blocks of every layer, one of them for padding; 0 means as many as `memory_bytes` leaves room for, capped by
-    what the sequences can use. Layers with a window take fewer when that is all their windows can use."""
+    """Cache blocks of every layer, one of them for padding; 0 means as many as `memory_bytes` leaves room for, capped
+    by what the sequences can use. A layer with a window takes fewer where that is all that its windows can use."""
     memory_bytes: int = 0
     """Ceiling for the whole process; 0 means the memory available when the engine starts."""
     num_threads: int = 0

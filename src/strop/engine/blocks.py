@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from strop.core.errors import CapacityError
 
 NULL_BLOCK = 0
-"""Never handed out: padding in block tables and entries before a window point here, and padding tokens may write here."""
+"""Never handed out: padding in block tables points here, and so do entries before a window; padding tokens may write
+here."""
 
 ROOT_KEY = b""
 """Parent of a sequence's first block."""

@@ -238,9 +238,7 @@ class Engine:
     def _new_packer(self) -> Packer:
         config = self.config
         native = self.layout.platform == "native"
-        return Packer(
-            config.max_num_seqs, self._table_len, config.block_len, len(self._groups), padding_is_free=native
-        )
+        return Packer(config.max_num_seqs, self._table_len, config.block_len, len(self._groups), padding_is_free=native)
 
     def _new_pools(self) -> list[BlockPool]:
         config = self.config

@@ -71,7 +71,8 @@ class Scheduler:
     A hit never covers a sequence's last token, whose logits are needed: a fully cached prompt recomputes its last block
     into a private one. Forks share the prompt's full blocks, copy a partial one, and recompute the last prompt token.
 
-    `config.max_context_len` must be resolved (not 0); `pools` are of `config.block_len` and nobody else's. With `distinct_roles`, no row mixes prompt and generated tokens and the prefix cache keeps
+    `config.max_context_len` must be resolved (not 0); `pools`, one for each group of layers, are of `config.block_len`
+    and used by nobody else. With `distinct_roles`, no row mixes prompt and generated tokens and the prefix cache keeps
     the two apart: for kernels that differ between them. One thread calls all methods.
     """
 
