@@ -58,7 +58,7 @@ def test_windowed_layers_take_no_more_blocks_than_they_can_use() -> None:
 
 
 def plan(*groups: GroupMemory, num_blocks: int) -> MemoryPlan:
-    return MemoryPlan(200 * MIB, groups, MIB, 4096, 4, 32, num_blocks, 1000 * MIB, 300 * MIB)
+    return MemoryPlan(200 * MIB, groups, MIB, 4096, 4, 64, 32, num_blocks, 1000 * MIB, 300 * MIB)
 
 
 def test_the_print_tells_growing_layers_from_windowed_ones() -> None:

@@ -17,7 +17,7 @@ class StepShape(NamedTuple):
     """S, sequences, and rows of logits."""
     table_len: int
     """P, entries of a block table."""
-    num_groups: int = 1
+    num_groups: int
     """G, groups of layers, with a block table each per sequence."""
 
     @property
@@ -71,7 +71,7 @@ class Packer:
     """
 
     def __init__(
-        self, max_num_seqs: int, max_table_len: int, block_len: int, num_groups: int = 1, *, padding_is_free: bool
+        self, max_num_seqs: int, max_table_len: int, block_len: int, num_groups: int, *, padding_is_free: bool
     ) -> None:
         """`padding_is_free`: the kernels skip padding, so few large buckets (and so few compilations) serve best."""
         self._tables = np.zeros((num_groups, max_num_seqs, max_table_len), np.int32)

@@ -38,6 +38,7 @@ class MemoryPlan:
     activation_bytes: int
     max_context_len: int
     max_num_seqs: int
+    max_step_tokens: int
     block_len: int
     num_blocks: int
     """As EngineConfig means it: of each layer that sees the whole context."""
@@ -57,8 +58,11 @@ class MemoryPlan:
     @property
     def window_bytes_per_seq(self) -> int:
         """The most that a sequence takes in layers with a window."""
-        windowed = [group for group in self.groups if group.window_len is not None]
-        return sum(self._live_blocks(group, self.max_context_len) * self._block_bytes(group) for group in windowed)
+        return sum(
+            num_live_blocks(self.max_context_len, self.block_len, group.window_len) * self.block_len * group.bytes_per_token
+            for group in self.groups
+            if group.window_len is not None
+        )
 
     @property
     def total_bytes(self) -> int:
@@ -70,19 +74,16 @@ class MemoryPlan:
         return sum(group.bytes_per_token * min(context_len, group.window_len or context_len) for group in self.groups)
 
     def longest(self, num_seqs: int) -> int:
-        """Tokens that each of so many sequences may have at the same time."""
+        """Tokens that each of so many sequences may have at the same time, while one of them computes its prompt."""
         fits = self.max_context_len
         for group in self.groups:
-            num_blocks = (group.num_blocks - 1) // num_seqs
-            if self._live_blocks(group, fits) > num_blocks:
-                fits = num_blocks * self.block_len
+            resting, working = (
+                num_live_blocks(fits, self.block_len, group.window_len, step_tokens)
+                for step_tokens in (1, self.max_step_tokens)
+            )
+            if (num_seqs - 1) * resting + working > group.num_blocks - 1:
+                fits = (group.num_blocks - 1) // num_seqs * self.block_len
         return fits
-
-    def _live_blocks(self, group: GroupMemory, num_tokens: int) -> int:
-        return num_live_blocks(num_tokens, self.block_len, group.window_len)
-
-    def _block_bytes(self, group: GroupMemory) -> int:
-        return group.bytes_per_token * self.block_len
 
     def describe(self) -> str:
         """A few lines for people: what is taken, and the longest context x concurrency that fits."""
@@ -193,6 +194,7 @@ def plan_memory(
         activations,
         config.max_context_len,
         config.max_num_seqs,
+        config.max_step_tokens,
         config.block_len,
         num_blocks,
         limit,
