@@ -127,8 +127,8 @@ class Engine:
         if self.has_unfinished:
             raise RequestError("score() needs an idle engine: finish or abort the requests first")
         self._check_ids("score", token_ids)
-        if len(token_ids) > self.scheduler.longest:
-            raise RequestError(f"{len(token_ids)} tokens do not fit the context of {self.scheduler.longest}")
+        if len(token_ids) > self.scheduler.max_cached_tokens:
+            raise RequestError(f"{len(token_ids)} tokens do not fit the context of {self.scheduler.max_cached_tokens}")
         split = len(token_ids) if decode_from is None else decode_from
         at = 0
         self.scheduler.reset()  # the blocks written below must not be found as anybody's prefix

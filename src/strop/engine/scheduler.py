@@ -106,15 +106,6 @@ class Scheduler:
         self._in_flight: StepPlan | None = None
 
     @property
-    def longest(self) -> int:
-        """Tokens of one sequence that the whole cache holds."""
-        fits = self._max_context_len
-        for pool in self.pools:
-            if self._num_live(pool, fits) > pool.num_usable:
-                fits = pool.num_usable * self._block_len
-        return fits
-
-    @property
     def num_running(self) -> int:
         """Sequences that hold blocks."""
         return len(self._running)
@@ -128,6 +119,20 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         """Whether any sequence still wants tokens."""
         return bool(self._sequences)
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Prompt and answer of a request, at most: what the context and the whole cache hold."""
+        return min(self._max_context_len, self.max_cached_tokens + 1)  # the last token is never computed
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """Tokens of one sequence that the whole cache holds, as far as the context goes."""
+        fits = self._max_context_len
+        for pool in self.pools:
+            if self._num_live(pool, fits) > pool.num_usable:
+                fits = pool.num_usable * self._block_len
+        return fits
 
     def sequence(self, seq_id: int) -> Sequence:
         """The unfinished sequence with this id; KeyError if it finished or was aborted."""
@@ -281,7 +286,7 @@ class Scheduler:
     def _room(self, request: Request) -> int:
         """Tokens this request may generate."""
         name, params, prompt_len = request.request_id, request.params, len(request.prompt_token_ids)
-        pool_len = self.longest + 1  # the last token is never computed
+        pool_len = self.max_cached_tokens + 1  # the last token is never computed
         if name in self._requests:
             raise RequestError(f"request_id={name!r} is in use: give every unfinished request its own")
         if prompt_len == 0:
@@ -293,7 +298,7 @@ class Scheduler:
             )
         max_tokens = params.max_tokens
         if max_tokens is None:
-            max_tokens = max(1, min(self._max_context_len, pool_len) - prompt_len, params.min_tokens)
+            max_tokens = max(1, self.max_request_tokens - prompt_len, params.min_tokens)
         wish = f"prompt ({prompt_len} tokens) + answer ({max_tokens} tokens) = {prompt_len + max_tokens} tokens"
         if prompt_len + max_tokens > self._max_context_len:
             raise RequestError(
@@ -302,7 +307,7 @@ class Scheduler:
             )
         if prompt_len + max_tokens > pool_len:
             raise RequestError(
-                f"{wish}, but the whole cache holds {pool_len} tokens ({self.longest // self._block_len} blocks of "
+                f"{wish}, but the whole cache holds {pool_len} tokens ({self.max_cached_tokens // self._block_len} blocks of "
                 f"{self._block_len}): lower max_tokens or min_tokens, shorten the prompt, or give the cache more memory"
             )
         return max_tokens

@@ -59,7 +59,9 @@ class MemoryPlan:
     def window_bytes_per_seq(self) -> int:
         """The most that a sequence takes in layers with a window."""
         return sum(
-            num_live_blocks(self.max_context_len, self.block_len, group.window_len) * self.block_len * group.bytes_per_token
+            num_live_blocks(self.max_context_len, self.block_len, group.window_len)
+            * self.block_len
+            * group.bytes_per_token
             for group in self.groups
             if group.window_len is not None
         )
