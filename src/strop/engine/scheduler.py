@@ -307,7 +307,7 @@ class Scheduler:
             )
         if prompt_len + max_tokens > pool_len:
             raise RequestError(
-                f"{wish}, but the whole cache holds {pool_len} tokens ({self.max_cached_tokens // self._block_len} blocks of "
+                f"{wish}, but the whole cache holds {pool_len} tokens ({(pool_len - 1) // self._block_len} blocks of "
                 f"{self._block_len}): lower max_tokens or min_tokens, shorten the prompt, or give the cache more memory"
             )
         return max_tokens
