@@ -111,7 +111,7 @@ def with_windows(model: LoadedModel, *window_lens: int | None) -> LoadedModel:
 
 def without_freeing(engine: Engine) -> Engine:
     """Every layer keeps all of its blocks until the end."""
-    pools = [BlockPool(pool.num_blocks, pool.block_len, pool.prefix_cache) for pool in engine.scheduler.pools]
+    pools = [BlockPool(pool.num_blocks, pool.block_len, pool.prefix_cache) for pool in engine.scheduler.groups.pools]
     engine.scheduler = Scheduler(engine.config, pools, engine.tokenizer.eos_ids)
     return engine
 
@@ -130,7 +130,7 @@ def test_blocks_that_windows_free(
     num_preemptions = num_hits = 0
     for seed, (max_step_tokens, prefix_cache) in enumerate([(64, True), (5, False), (16, True)]):
         engine = new_engine(model, max_step_tokens=max_step_tokens, prefix_cache=prefix_cache, num_blocks=5 + seed)
-        assert len(engine.scheduler.pools) == 2
+        assert len(engine.scheduler.groups.pools) == 2
         for order in (random.Random(seed).sample(requests, len(requests)), requests):  # the second finds prefixes
             assert crowd(engine, order, seed=seed) == expected
         num_preemptions += engine.scheduler.num_preemptions

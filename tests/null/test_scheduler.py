@@ -74,16 +74,16 @@ class ShadowEngine:
         self.lose_caches()
 
     def lose_caches(self) -> None:
-        self.caches = [[[-1] * pool.block_len for _ in range(pool.num_blocks)] for pool in self.scheduler.pools]
+        self.caches = [[[-1] * pool.block_len for _ in range(pool.num_blocks)] for pool in self.scheduler.groups.pools]
 
     @property
     def num_free(self) -> int:
-        (pool,) = self.scheduler.pools
+        (pool,) = self.scheduler.groups.pools
         return pool.num_free
 
     @property
     def num_usable(self) -> int:
-        (pool,) = self.scheduler.pools
+        (pool,) = self.scheduler.groups.pools
         return pool.num_usable
 
     def step(self, between: Callable[[StepPlan], None] | None = None) -> StepPlan | None:
@@ -161,7 +161,7 @@ class ShadowEngine:
             if self.step() is None:
                 break
         assert self.step() is None, f"unfinished after {max_steps} steps"
-        assert all(pool.num_free == pool.num_usable for pool in self.scheduler.pools)
+        assert all(pool.num_free == pool.num_usable for pool in self.scheduler.groups.pools)
         assert self.scheduler.num_waiting == self.scheduler.num_running == 0
 
     def check_answer(self, request: Request, index: int, max_tokens: int | None = None) -> None:

@@ -16,9 +16,9 @@ import msgspec
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.core.request import FinishReason, Request, TokenEvent, TokenLogprob
-from strop.engine.blocks import NULL_BLOCK, ROOT_KEY, BlockPool, block_key
+from strop.engine.blocks import ROOT_KEY, BlockPool, block_key
+from strop.engine.group_pools import GroupPools, Tables
 from strop.engine.sequence import Choices, Sequence, State, choice_seed
-from strop.models.cache import num_live_blocks
 
 
 class StepRow(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class StepRow(msgspec.Struct, frozen=True):
     count: int
     token_ids: tuple[int, ...]
     """The `count` tokens."""
-    block_tables: list[list[int]]
+    block_tables: Tables
     """One for each group of layers. In group g token t lies in slot t % block_len of block_tables[g][t // block_len].
     Covers at least [0, start + count); NULL_BLOCK stands for what the group's window has passed.
 
@@ -87,8 +87,7 @@ class Scheduler:
         for name in ("max_context_len", "max_num_seqs", "max_step_tokens"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name}={getattr(config, name)}: the scheduler needs the resolved value, 1 or more")
-        self.pools = tuple(pools)
-        self._windowed = [(group, pool) for group, pool in enumerate(pools) if pool.window_len is not None]
+        self.groups = GroupPools(pools, config.max_step_tokens)
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self._max_context_len = config.max_context_len
@@ -128,11 +127,7 @@ class Scheduler:
     @property
     def max_cached_tokens(self) -> int:
         """Tokens of one sequence that the whole cache holds, as far as the context goes."""
-        fits = self._max_context_len
-        for pool in self.pools:
-            if self._num_live(pool, fits) > pool.num_usable:
-                fits = pool.num_usable * self._block_len
-        return fits
+        return self.groups.max_tokens(self._max_context_len)
 
     def sequence(self, seq_id: int) -> Sequence:
         """The unfinished sequence with this id; KeyError if it finished or was aborted."""
@@ -162,6 +157,7 @@ class Scheduler:
                 finish_token_ids=finish_token_ids,
                 token_ids=list(request.prompt_token_ids),
                 prompt_len=len(request.prompt_token_ids),
+                block_tables=self.groups.new_tables(),
                 atomic_spans=atomic_spans,
             )
             self._sequences[seq.seq_id] = choices.live[index] = seq
@@ -253,8 +249,7 @@ class Scheduler:
                 self._publish(seq)
             if seq.choices.leader is seq and seq.num_computed_tokens >= seq.prompt_len:
                 self._release_forks(seq)
-            for group, pool in self._windowed:
-                pool.slide(seq.block_tables[group], row.start, seq.num_computed_tokens)
+            self.groups.slide(seq.block_tables, row.start, seq.num_computed_tokens)
             if row.wants_token:
                 events.append(self._extend(seq, new_token_ids, logprobs[i] if logprobs else ()))
         return events
@@ -265,23 +260,17 @@ class Scheduler:
         self._drop_holds()
         for seq in reversed(list(self._running.values())):
             self._preempt(seq)
-        for pool in self.pools:
-            pool.forget()
+        self.groups.forget()
 
     def check(self) -> None:
         """Raise ValueError unless block counts, tables and states agree. For tests: O(num_blocks)."""
         for seq in self._sequences.values():
-            if seq.state is State.WAITING and (seq.block_tables or seq.num_computed_tokens):
+            if seq.state is State.WAITING and (any(seq.block_tables) or seq.num_computed_tokens):
                 raise ValueError(f"sequence {seq.seq_id} waits, but has something in the cache")
-        for seq in self._running.values():
-            for pool, table in zip(self.pools, seq.block_tables, strict=True):
-                first = pool.first_visible(seq.num_computed_tokens)
-                if any(table[:first]) or NULL_BLOCK in table[first:] or len(table) * self._block_len < seq.num_slots:
-                    raise ValueError(f"sequence {seq.seq_id}: {table} is not what its window sees from {first} on")
-        running = [seq.block_tables for seq in self._running.values()]
-        held = [choices.held_tables for choices in self._holding.values()]
-        for group, pool in enumerate(self.pools):
-            pool.check([tables[group] for tables in running + held])
+            if seq.num_slots > min(map(len, seq.block_tables), default=0) * self._block_len:
+                raise ValueError(f"sequence {seq.seq_id} has no room for {seq.num_slots} tokens")
+        running = [(seq.block_tables, seq.num_computed_tokens) for seq in self._running.values()]
+        self.groups.check(running, [choices.held_tables for choices in self._holding.values()])
 
     def _room(self, request: Request) -> int:
         """Tokens this request may generate."""
@@ -337,23 +326,19 @@ class Scheduler:
                 return lo
         return end
 
-    def _num_live(self, pool: BlockPool, num_tokens: int) -> int:
-        """The most of the pool's blocks that a sequence of so many tokens holds at once."""
-        return num_live_blocks(num_tokens, self._block_len, pool.window_len, self._max_step_tokens)
-
     def _grow(self, seq: Sequence, end: int) -> bool:
         """Extend a running sequence's tables to `end` tokens, preempting others; False if it had to go itself."""
         num_blocks = -(-end // self._block_len)
-        for pool, table in zip(self.pools, seq.block_tables, strict=True):
-            while pool.num_free < num_blocks - len(table):
-                if self._holding:
-                    self._drop_holds()
-                    continue
-                victim = self._running[next(reversed(self._running))]
-                self._preempt(victim)
-                if victim is seq:
-                    return False
-            table.extend(pool.allocate() for _ in range(num_blocks - len(table)))
+        lengths = [max(num_blocks, len(table)) for table in seq.block_tables]
+        while not self.groups.fits(seq.block_tables, lengths, [0] * len(lengths)):
+            if self._holding:
+                self._drop_holds()
+                continue
+            victim = self._running[next(reversed(self._running))]
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        self.groups.extend(seq.block_tables, lengths)
         seq.num_slots = num_blocks * self._block_len
         return True
 
@@ -362,20 +347,15 @@ class Scheduler:
         tables, num_computed_tokens, copy_sources, is_fork = self._find_prefix(seq)
         if self._chunk_end(seq, num_computed_tokens, budget) == num_computed_tokens:
             return False
-        num_shared, num_known = len(tables[0]), len(seq.token_ids)
-        lengths = []  # of the tables
-        for group, (pool, table) in enumerate(zip(self.pools, tables, strict=True)):
-            within = pool.first_visible(num_computed_tokens) + self._num_live(pool, num_known)
-            lengths.append(min(-(-num_known // self._block_len), within))
-            num_taken = lengths[-1] - num_shared + pool.num_free_among(table)
-            if pool.num_free < num_taken + self._num_spare(group):
-                if self._running or not self._holding:
-                    return False
-                self._drop_holds()  # nothing runs, so nothing else will give way
-                return self._admit(seq, budget, copies)
-        for pool, table, length in zip(self.pools, tables, lengths, strict=True):
-            pool.share(table)
-            table.extend(pool.allocate() for _ in range(length - num_shared))
+        num_shared = len(tables[0])
+        lengths = self.groups.lengths(len(seq.token_ids), num_computed_tokens)
+        if not self.groups.fits(tables, lengths, self._num_spare()):
+            if self._running or not self._holding:
+                return False
+            self._drop_holds()  # nothing runs, so nothing else will give way
+            return self._admit(seq, budget, copies)
+        self.groups.share(tables)
+        self.groups.extend(tables, lengths)
         seq.block_tables = tables
         seq.num_slots = min(lengths) * self._block_len
         seq.num_published_blocks = num_shared
@@ -391,24 +371,23 @@ class Scheduler:
         choices.unforked.pop(seq.seq_id, None)
         return True
 
-    def _num_spare(self, group: int) -> int:
+    def _num_spare(self) -> list[int]:
         """Blocks that an admission leaves free, lest it preempts at once: one for each sequence that may grow."""
-        pool, block_len = self.pools[group], self._block_len
-        num_spare = 0
+        num_spare = [0] * len(self.groups.pools)
         for seq in self._running.values():
-            num_held = len(seq.block_tables[group]) - pool.first_visible(seq.num_computed_tokens)
             total = seq.prompt_len + seq.max_tokens - 1
-            num_spare += num_held < num_live_blocks(total, block_len, pool.window_len)
+            may_grow = self.groups.may_grow(seq.block_tables, seq.num_computed_tokens, total)
+            num_spare = [spare + may for spare, may in zip(num_spare, may_grow, strict=True)]
         return num_spare
 
-    def _find_prefix(self, seq: Sequence) -> tuple[list[list[int]], int, list[int], bool]:
+    def _find_prefix(self, seq: Sequence) -> tuple[Tables, int, list[int], bool]:
         """Blocks to share in each group, tokens that need no computing, the blocks to copy into the first private ones,
         and whether it all comes from the request's own prompt (a fork) rather than from the prefix cache."""
-        nothing: list[list[int]] = [[] for _ in self.pools]
+        nothing = self.groups.new_tables()
         if seq.atomic_spans:  # keys and values inside a span depend on tokens after them: a prefix does not name them
             return nothing, 0, [], False
         num_matchable = (len(seq.token_ids) - 1) // self._block_len
-        cached = self._match(self._keys(seq, num_matchable)) if self.pools[0].prefix_cache else nothing
+        cached = self.groups.match(self._keys(seq, num_matchable)) if self.groups.prefix_cache else nothing
         num_cached_tokens = len(cached[0]) * self._block_len
         held, fork_len = seq.choices.held_tables, seq.prompt_len - 1
         if held and num_cached_tokens < fork_len:
@@ -416,15 +395,6 @@ class Scheduler:
             partial = [table[num_full] for table in held] if partial_len else []
             return [table[:num_full] for table in held], fork_len, partial, True
         return cached, num_cached_tokens, [], False
-
-    def _match(self, keys: SequenceOf[bytes]) -> list[list[int]]:
-        """The longest prefix that every group has."""
-        while True:
-            tables = [pool.match(keys) for pool in self.pools]
-            num_hits = min(map(len, tables))
-            if all(len(table) == num_hits for table in tables):
-                return tables
-            keys = keys[:num_hits]
 
     def _keys(self, seq: Sequence, num_blocks: int) -> list[bytes]:
         """Keys of the sequence's first `num_blocks` blocks, which must be full."""
@@ -440,11 +410,10 @@ class Scheduler:
     def _publish(self, seq: Sequence) -> None:
         """Let others find the blocks that have become full."""
         num_full = seq.num_computed_tokens // self._block_len
-        if self.pools[0].prefix_cache and not seq.atomic_spans:
+        if self.groups.prefix_cache and not seq.atomic_spans:
             keys = self._keys(seq, num_full)
-            for pool, table in zip(self.pools, seq.block_tables, strict=True):
-                for i in range(seq.num_published_blocks, num_full):
-                    pool.publish(table[i], keys[i])
+            for i in range(seq.num_published_blocks, num_full):
+                self.groups.publish(seq.block_tables, i, keys[i])
         seq.num_published_blocks = num_full
 
     def _release_forks(self, leader: Sequence) -> None:
@@ -453,12 +422,8 @@ class Scheduler:
         choices.leader = None
         if not choices.unforked:
             return
-        fork_len = leader.prompt_len - 1
-        num_blocks = -(-fork_len // self._block_len)
-        for pool, table in zip(self.pools, leader.block_tables, strict=True):
-            first = min(pool.first_visible(fork_len), num_blocks)
-            choices.held_tables.append([NULL_BLOCK] * first + table[first:num_blocks])
-            pool.share(choices.held_tables[-1])
+        choices.held_tables = self.groups.prefix(leader.block_tables, leader.prompt_len - 1)
+        self.groups.share(choices.held_tables)
         self._holding[choices.request.request_id] = choices
         for seq in reversed(choices.unforked.values()):
             self._enqueue_first(seq)
@@ -526,9 +491,8 @@ class Scheduler:
             del self._requests[choices.request.request_id]
 
     def _release_blocks(self, seq: Sequence) -> None:
-        for pool, table in zip(self.pools, seq.block_tables, strict=False):  # none while it waits
-            pool.release(table)
-        seq.block_tables = []  # new lists: a plan in flight may still read the old ones
+        self.groups.release(seq.block_tables)
+        seq.block_tables = self.groups.new_tables()  # a plan in flight may still read the old ones
         seq.num_slots = 0
         seq.table_version += 1
 
@@ -538,8 +502,7 @@ class Scheduler:
 
     def _drop_hold(self, choices: Choices) -> None:
         if self._holding.pop(choices.request.request_id, None):
-            for pool, table in zip(self.pools, choices.held_tables, strict=True):
-                pool.release(table)
+            self.groups.release(choices.held_tables)
             choices.held_tables = []
 
     def _drop_holds(self) -> None:
