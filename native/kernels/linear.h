@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/norm.h"
+
 namespace strop {
 
 // Packed weights are tiles of 16 output columns. A quantised tile holds, for G = K / 32 groups:
@@ -14,7 +16,6 @@ namespace strop {
 enum class WeightFormat : int32_t { kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6 };
 
 enum class Activation : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kRelu = 4 };
-enum class NormKind : int32_t { kRms = 0, kLayer = 1 };
 
 constexpr int kTileColumns = 16;
 constexpr int kGroupLen = 32;
@@ -50,10 +51,7 @@ struct WeightLayout {
 struct LinearArgs {
   const float* x;             // [num_rows, K], or as many rows as `row_ids` picks from
   const int32_t* row_ids;     // [num_rows] rows of x to read, or null: all in order
-  const float* norm_weight;   // [K], or null: no norm before the product
-  const float* norm_bias;     // [K], or null
-  NormKind norm_kind;
-  float norm_eps;
+  NormArgs norm;              // before the product
   const uint8_t* weights;     // num_tiles tiles
   WeightLayout layout;
   const float* bias;          // [N] in the tiles' column order, or null
@@ -69,12 +67,15 @@ struct LinearArgs {
   size_t next_bytes = 0;
 };
 
-// Row lookup in a packed [V, D] weight: y[i] = W[tokens[i]]. Tokens are checked by the caller.
+// Row lookup in a packed [V, D] weight: y[i] = residual[i] + (scale * W[tokens[i]] + bias). Tokens are checked by the caller.
 struct EmbedArgs {
   const int32_t* tokens;
   const uint8_t* weights;
   WeightLayout layout;
-  float* y;  // [num_rows, K]
+  float scale;
+  const float* bias;      // [K], or null
+  const float* residual;  // [num_rows, K], or null
+  float* y;               // [num_rows, K]
   int num_rows;
 };
 

@@ -132,15 +132,10 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
 
 def _unserved(layer: LayerSpec) -> str | None:
     """What the native kernels do not do yet; None if nothing."""
-    heads = layer.attention
-    wanted = {
-        "soft caps": heads.soft_cap is not None,
-        "ALiBi": heads.alibi_scale is not None,
-        "attention sinks": heads.sinks,
-        "norms of queries and keys": heads.qk_norm is not None,
-        "experts": layer.experts is not None,
-    }
-    return next((f"{name} have no kernel yet" for name, is_wanted in wanted.items() if is_wanted), None)
+    qk_norm = layer.attention.qk_norm
+    if qk_norm is not None and qk_norm.over == "each_head":
+        return "norms with a weight for each head have no kernel yet"
+    return None if layer.experts is None else "experts have no kernel yet"
 
 
 def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:

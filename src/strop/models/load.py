@@ -141,6 +141,11 @@ def _read_vectors(reader: ParameterReader, spec: ModelSpec) -> dict[str, np.ndar
         return np.stack([found.get(i, np.zeros(length, np.float32)) for i in range(spec.num_layers)])
 
     vectors = {name: stack((name,), partial(_weight_offset, role=name)) for name in _VECTORS}
+    heads = spec.layers[0].attention
+    for role, num_heads in (("q_norm", heads.num_heads), ("k_norm", heads.num_kv_heads)):
+        of_heads = stack(tuple(f"heads.{head}.{role}" for head in range(num_heads)))
+        if of_heads is not None:
+            vectors[role] = of_heads.reshape(spec.num_layers, num_heads, -1)
     vectors |= {name: stack(parts) for name, parts in _BIASES.items()}
     for name, norm in (("embedding_norm", spec.embedding_norm), ("final_norm", spec.final_norm)):
         if norm is not None:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from strop.ops.norm.cpu import norm_operands
 from strop.ops.program import call_native
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 
@@ -27,23 +28,16 @@ def declines_gate(ffn_dim: int) -> str | None:
 
 def linear(x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: Any, operands: Any) -> jax.Array:
     """See strop.ops.linear.linear."""
-    packed, norm = PACKED_FORMATS[weight.format], operands.norm
-    n_len = weight.shape[0]
-    optional = (
-        None if norm is None else norm.weight,
-        None if norm is None else norm.bias,
-        operands.bias,
-        operands.residual,
-        operands.row_ids,
-    )
+    packed, n_len = PACKED_FORMATS[weight.format], weight.shape[0]
+    norm_arrays, norm_attrs = norm_operands(operands.norm)
+    optional = (operands.bias, operands.residual, operands.row_ids)
     (y,) = call_native(
         "linear",
-        [x, weight.data, counts, *(operand for operand in optional if operand is not None)],
+        [x, weight.data, counts, *norm_arrays, *(operand for operand in optional if operand is not None)],
         [jax.ShapeDtypeStruct((call.num_rows, n_len // 2 if call.gated else n_len), jnp.float32)],
         index, call.layer, packed.code, packed.zero, weight.num_tiles, call.count_index,
         *(operand is not None for operand in optional),
-        0 if norm is None else norm.row, ("rms", "layer").index(call.norm or "rms"),
         0 if call.activation is None else 1 + ACTIVATIONS.index(call.activation), call.gated,
-        0.0 if norm is None else float(norm.eps), float(call.scale), float(call.soft_cap or 0.0),
+        float(call.scale), float(call.soft_cap or 0.0), *norm_attrs,
     )  # fmt: skip
     return y
