@@ -58,7 +58,8 @@ ffi::Error Attention::decode(Operands& operands) {
   a.rotary_dim = operands.attr();
   a.scale = operands.float_attr(), a.soft_cap = operands.float_attr(), a.alibi_scale = operands.float_attr();
   a.window_len = operands.attr();
-  const bool has_sinks = operands.attr();
+  const int sinks_row = operands.attr();  // -1: none
+  const bool has_sinks = sinks_row >= 0;
   const auto cosine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto sine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto sinks = has_sinks ? operands.next<ffi::F32>() : View<ffi::F32>{};
@@ -91,7 +92,7 @@ ffi::Error Attention::decode(Operands& operands) {
     num_positions = cosine.dims[0];
   }
   if (a.window_len < 0 || !(a.soft_cap >= 0.0f)) return invalid("attention: bad attributes");
-  if (has_sinks && !(a.sinks = row_floats(sinks, layer, a.num_heads))) return invalid("attention: bad shape of sinks");
+  if (has_sinks && !(a.sinks = row_floats(sinks, sinks_row, a.num_heads))) return invalid("attention: bad shape of sinks");
   if (!norms_are_sound || !norms_heads(a.q_norm, a.num_heads, a.head_dim) ||
       !norms_heads(a.k_norm, a.num_kv_heads, a.head_dim))
     return invalid("attention: bad norms of queries and keys");

@@ -113,14 +113,13 @@ class _Layer:
         operands = AttentionOperands(
             None if places.rope is None else self._params.ropes[places.rope],
             qk_norm,
-            vectors["sinks"] if heads.sinks else None,
+            (vectors["sinks"], self._index) if heads.sinks else None,
         )
         return attention(
             self._matrix(places.qkv, x, norm=self._norm("attention_norm"), bias=vectors.get("qkv_bias")),
             cache,
-            self._index,
+            self._index_in_cache,
             self._rows,
-            _within_window(self._rows, heads.window_len),
             operands,
             num_heads=heads.num_heads,
             num_kv_heads=heads.num_kv_heads,

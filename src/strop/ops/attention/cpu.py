@@ -32,7 +32,7 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention."""
     assert cache is not None, "the native kernel attends through a cache"
-    sinks = () if operands.sinks is None else (operands.sinks,)
+    sinks, sinks_row = ((), -1) if operands.sinks is None else ((operands.sinks[0],), operands.sinks[1])
     (q_arrays, q_attrs), (k_arrays, k_attrs) = map(norm_operands, operands.qk_norm or (None, None))
     attended, cache = call_native(
         "attention",
@@ -42,7 +42,7 @@ def attention(
             jax.ShapeDtypeStruct(cache.shape, cache.dtype),
         ],
         layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim, float(call.scale),
-        float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0, bool(sinks),
+        float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0, sinks_row,
         *q_attrs, *k_attrs,
         aliases={1: 1},
     )  # fmt: skip
