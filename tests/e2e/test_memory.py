@@ -66,7 +66,6 @@ def windowed_path(tmp_path: Path) -> Path:
 
 def test_windowed_layers_take_what_was_printed(environment: dict[str, str], windowed_path: Path) -> None:
     planned, peak = fill(windowed_path, _WINDOWED, environment | {"STROP_CACHE": str(windowed_path / "cache")})
-    print(planned / MIB, peak / MIB, _ALL_LAYERS_BYTES / MIB)
     assert planned < 0.6 * _ALL_LAYERS_BYTES
     assert peak < 1.1 * planned + 250 * MIB
     assert peak > 0.9 * planned - 250 * MIB
