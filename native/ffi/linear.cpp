@@ -3,7 +3,7 @@
 namespace strop {
 namespace {
 
-bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32); }
+bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kQ8Zeros); }
 
 }  // namespace
 

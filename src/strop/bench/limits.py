@@ -19,6 +19,8 @@ from strop.ops.cost import Kind
 from strop.ops.dispatch import record
 from strop.ops.embed import EmbedCall
 from strop.ops.embed import cost as embed_cost
+from strop.ops.experts import ExpertsCall
+from strop.ops.experts import cost as experts_cost
 from strop.ops.linear import LinearCall
 from strop.ops.linear import cost as linear_cost
 from strop.ops.norm import AddNormCall
@@ -73,6 +75,8 @@ class CostModel:
                 cost = embed_cost.cost(call)
             elif isinstance(call, AddNormCall):
                 continue  # neither products nor stored data
+            elif isinstance(call, ExpertsCall):
+                cost = experts_cost.cost(call)
             else:
                 cost = sample_cost.cost(call)
             flops[cost.kind] += cost.flops
