@@ -7,7 +7,8 @@ namespace {
 
 enum Row { kPosition = 1, kSlot, kLo, kHi, kSeq, kNumRowFields };  // field 0 is the token
 
-// Every index the kernel will follow, checked once per step's rows.
+// Every index the kernel will follow, checked once per step's rows. Table entries before a row's window are the null
+// block, which is in range like any other.
 bool rows_are_sound(const AttentionArgs& a, int64_t num_blocks, int64_t num_positions, int64_t num_seqs) {
   const int64_t capacity = int64_t(a.table_len) * a.block_len;
   for (int row = 0; row < a.num_rows; ++row) {
@@ -58,7 +59,8 @@ ffi::Error Attention::decode(Operands& operands) {
   a.rotary_dim = operands.attr();
   a.scale = operands.float_attr(), a.soft_cap = operands.float_attr(), a.alibi_scale = operands.float_attr();
   a.window_len = operands.attr();
-  const bool has_sinks = operands.attr();
+  const int sinks_row = operands.attr();  // -1: none
+  const bool has_sinks = sinks_row >= 0;
   const auto cosine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto sine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto sinks = has_sinks ? operands.next<ffi::F32>() : View<ffi::F32>{};
@@ -94,7 +96,7 @@ ffi::Error Attention::decode(Operands& operands) {
     num_positions = cosine.dims[0];
   }
   if (a.window_len < 0 || !(a.soft_cap >= 0.0f)) return invalid("attention: bad attributes");
-  if (has_sinks && !(a.sinks = row_floats(sinks, layer, a.num_heads))) return invalid("attention: bad shape of sinks");
+  if (has_sinks && !(a.sinks = row_floats(sinks, sinks_row, a.num_heads))) return invalid("attention: bad shape of sinks");
   if (!norms_are_sound || !norms_heads(a.q_norm, a.num_heads, a.head_dim) ||
       !norms_heads(a.k_norm, a.num_kv_heads, a.head_dim))
     return invalid("attention: bad norms of queries and keys");
@@ -105,11 +107,11 @@ ffi::Error Attention::decode(Operands& operands) {
 const char* Attention::admit(Admitted& before) {
   if (!rows.read(&args.num_rows)) return "attention: bad row count";
   // Like layers share the array of their cache, and so its number of blocks.
-  const Attention* last = before.attention;
-  before.attention = this;
-  if (last != nullptr && same_rows(last->args, args) && last->num_blocks == num_blocks &&
-      last->num_positions == num_positions && last->num_seqs == num_seqs)
-    return nullptr;
+  for (const Attention* other : before.attentions)
+    if (same_rows(other->args, args) && other->num_blocks == num_blocks && other->num_positions == num_positions &&
+        other->num_seqs == num_seqs)
+      return nullptr;
+  before.attentions.push_back(this);
   return rows_are_sound(args, num_blocks, num_positions, num_seqs) ? nullptr : "attention: a row points outside the cache";
 }
 

@@ -12,7 +12,7 @@ struct Attention;
 
 // What has been admitted already in the same run.
 struct Admitted {
-  const Attention* attention = nullptr;
+  std::vector<const Attention*> attentions;  // one for each group of layers with the same rows and block tables
 };
 
 struct Linear {

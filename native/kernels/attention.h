@@ -26,7 +26,7 @@ struct AttentionArgs {
   const int32_t* kv_lo;      // [num_rows] first visible slot
   const int32_t* kv_hi;      // [num_rows] one past the last visible slot
   const int32_t* seqs;       // [num_rows] row of block_tables
-  const int32_t* block_tables;  // [num_seqs, table_len]
+  const int32_t* block_tables;  // [num_seqs, table_len]; read from the block of a row's kv_lo on
   const float* rope_cos;     // [max_positions, rotary_dim / 2], or null
   const float* rope_sin;
   NormArgs q_norm;           // before the rotation: of each head (len H), or of all heads together (len N H)

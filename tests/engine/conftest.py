@@ -125,7 +125,7 @@ def run_crowd(
             if rng.random() < 0.2:
                 engine.abort(request_id)
                 present.remove(request_id)
-    assert engine.scheduler.num_free_blocks == engine.config.num_blocks - 1
+    assert all(pool.num_free == pool.num_usable for pool in engine.scheduler.groups.pools)
     return {key: answer for key, answer in answers.items() if key[0] not in doomed}
 
 

@@ -33,7 +33,7 @@ async def until_idle(engine: Engine) -> None:
     while engine.has_unfinished and time.monotonic() < deadline:
         await asyncio.sleep(0.001)
     assert not engine.has_unfinished
-    assert engine.scheduler.num_free_blocks == engine.config.num_blocks - 1
+    assert engine.scheduler.groups.pools[0].num_free == engine.config.num_blocks - 1
 
 
 def test_concurrent_streams_equal_lone_ones(new_engine: Callable[..., Engine]) -> None:

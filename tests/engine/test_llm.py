@@ -106,7 +106,7 @@ def test_a_stream_left_early_frees_everything(llm: LLM) -> None:
         llm.generate("hello", greedy())
     stream.close()  # type: ignore[attr-defined]
     assert only(llm.generate("hello", greedy())) == only(before)
-    assert llm.engine.scheduler.num_free_blocks == 5
+    assert llm.engine.scheduler.groups.pools[0].num_free == 5
 
 
 def test_stop_strings_and_token_ids(llm: LLM) -> None:
@@ -194,7 +194,7 @@ def test_errors_change_nothing(llm: LLM, prompts: Any, params: Any, named: str) 
     with pytest.raises(RequestError, match=named):
         list(llm.stream(prompts, params))
     assert not llm.engine.has_unfinished
-    assert llm.engine.scheduler.num_free_blocks == 5
+    assert llm.engine.scheduler.groups.pools[0].num_free == 5
     assert only(llm.generate("hello", greedy())) == expected
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from strop.core.config import EngineConfig
 from strop.core.request import Request, SamplingParams
+from strop.engine.blocks import BlockPool
 from strop.engine.engine import Engine
-from strop.engine.loading import load_model
+from strop.engine.loading import LoadedModel, load_model
 from strop.engine.sample import SampleRow, build_sample_inputs
+from strop.engine.scheduler import Scheduler
 from strop.engine.sequence import choice_seed
 from strop.ops import native
 from strop.ops.sample.op import sample
@@ -112,6 +114,45 @@ def test_an_int8_cache_in_a_crowd(
         assert crowd(engine, requests, seed=seed) == expected
 
 
+def with_windows(model: LoadedModel, *window_lens: int | None) -> LoadedModel:
+    """The model with a window in each layer. A GGUF file's metadata has none: the spec takes them here."""
+    layers = [
+        replace(layer, attention=replace(layer.attention, window_len=window_len))
+        for layer, window_len in zip(model.spec.layers, window_lens, strict=True)
+    ]
+    return replace(model, spec=replace(model.spec, layers=tuple(layers)))
+
+
+def without_freeing(engine: Engine) -> Engine:
+    """Every layer keeps all of its blocks until the end."""
+    pools = [BlockPool(pool.num_blocks, pool.block_len, pool.prefix_cache) for pool in engine.scheduler.groups.pools]
+    engine.scheduler = Scheduler(engine.config, pools, engine.tokenizer.eos_ids)
+    return engine
+
+
+@pytest.mark.parametrize("window_lens", [(None, 20), (40, 7)], ids=str)
+def test_blocks_that_windows_free(
+    window_lens: tuple[int | None, ...],
+    loaded: Callable[..., Any],
+    new_engine: Callable[..., Engine],
+    alone: Callable[..., Any],
+    crowd: Callable[..., Any],
+) -> None:
+    model = with_windows(loaded(), *window_lens)
+    requests = requests_of_every_kind()
+    expected = alone(lambda: without_freeing(new_engine(model, prefix_cache=False)), requests)
+    num_preemptions = num_hits = 0
+    for seed, (max_step_tokens, prefix_cache) in enumerate([(64, True), (5, False), (16, True)]):
+        engine = new_engine(model, max_step_tokens=max_step_tokens, prefix_cache=prefix_cache, num_blocks=5 + seed)
+        assert len(engine.scheduler.groups.pools) == 2
+        for order in (random.Random(seed).sample(requests, len(requests)), requests):  # the second finds prefixes
+            assert crowd(engine, order, seed=seed) == expected
+        num_preemptions += engine.scheduler.num_preemptions
+        num_hits += engine.scheduler.num_prefix_hit_tokens
+    assert num_hits > 100
+    assert num_preemptions > (3 if None in window_lens else 0)
+
+
 def test_the_real_model_in_a_crowd(
     smollm2_path: Path, new_engine: Callable[..., Engine], alone: Callable[..., Any], crowd: Callable[..., Any]
 ) -> None:
@@ -178,7 +219,7 @@ def test_stale_cache_is_never_read(new_engine: Callable[..., Engine], crowd: Cal
     requests = requests_of_every_kind(2)
     expected = crowd(new_engine(), requests)
     engine = new_engine()
-    engine._cache = jnp.full_like(engine._cache, jnp.nan)
+    engine._caches = tuple(jnp.full_like(cache, jnp.nan) for cache in engine._caches)
     assert crowd(engine, requests) == expected
 
 
@@ -202,9 +243,7 @@ def test_native_and_xla_agree_on_windows_and_biases(
 
     model = loaded("qwen2", "F32", tied=False)
     checkpoint = open_checkpoint(tiny_path("qwen2", "F32", tied=False))
-    # Windows are not in a GGUF file's metadata: the spec takes one here.
-    narrow = [replace(layer, attention=replace(layer.attention, window_len=20)) for layer in model.spec.layers[1:]]
-    spec = replace(model.spec, layers=(model.spec.layers[0], *narrow))
+    spec = with_windows(model, None, 20).spec
     params = load(
         ParameterReader(checkpoint, model.spec), spec, "xla", num_positions=128, source_hash=checkpoint.source_hash
     )

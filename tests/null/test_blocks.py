@@ -113,6 +113,53 @@ def test_forget_unpublishes_held_and_free_blocks() -> None:
     pool.check([blocks[:1]])
 
 
+def published(pool: BlockPool, keys: list[bytes]) -> list[int]:
+    table = [pool.allocate() for _ in keys]
+    for block, key in zip(table, keys, strict=True):
+        pool.publish(block, key)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("window_len", "num_computed", "first"),
+    [(None, 100, 0), (1, 0, 0), (1, 3, 0), (1, 4, 1), (5, 7, 0), (5, 8, 1), (5, 11, 1), (5, 12, 2), (200, 100, 0)],
+)
+def test_the_first_visible_block(window_len: int | None, num_computed: int, first: int) -> None:
+    """Blocks of 4; the next query sees itself and the window_len - 1 tokens before it."""
+    assert BlockPool(3, 4, True, window_len).first_visible(num_computed) == first
+
+
+def test_a_window_frees_what_it_has_passed_and_keeps_it_findable() -> None:
+    pool = BlockPool(5, 2, True, window_len=3)
+    keys = keys_of((1, 1), (2, 2), (3, 3), (4, 4))
+    table = published(pool, keys)
+    blocks = list(table)
+    pool.slide(table, 0, 3)
+    assert table == blocks
+    pool.slide(table, 3, 6)
+    assert table == [NULL_BLOCK, NULL_BLOCK, *blocks[2:]] and pool.num_free == 2
+    pool.check([table])
+    pool.release(table)
+    assert pool.num_free == 4
+    assert pool.match(keys) == [NULL_BLOCK] * 3 + blocks[3:]
+    assert pool.match(keys[:2]) == [NULL_BLOCK, blocks[1]]
+
+
+def test_a_windowed_prefix_needs_only_what_its_end_sees() -> None:
+    pool = BlockPool(7, 2, True, window_len=4)  # after 2 n tokens, 3 of them are visible: 2 blocks
+    keys = keys_of(*((i, i) for i in range(6)))
+    blocks = published(pool, keys)
+    for evicted, hits in ((5, 5), (0, 5), (4, 4), (3, 3), (2, 0)):
+        pool._unpublish(blocks[evicted])
+        table = pool.match(keys)
+        assert len(table) == hits
+        assert table == [NULL_BLOCK] * max(0, hits - 2) + blocks[max(0, hits - 2) : hits]
+    pool.share([NULL_BLOCK, NULL_BLOCK])
+    pool.release([NULL_BLOCK])
+    assert pool.num_free_among([NULL_BLOCK]) == 0
+    pool.check([blocks])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_use_keeps_the_books_and_never_forges_contents(seed: int) -> None:
     rng = random.Random(seed)

@@ -11,9 +11,10 @@ import pytest
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.core.request import Request, SamplingParams, TokenEvent, TokenLogprob
-from strop.engine.blocks import NULL_BLOCK
+from strop.engine.blocks import NULL_BLOCK, BlockPool
 from strop.engine.scheduler import Scheduler, StepPlan
 from strop.engine.sequence import Sequence, choice_seed
+from strop.models.cache import num_live_blocks, num_pool_blocks
 
 EOS = 0
 VOCAB_SIZE = 40
@@ -55,6 +56,10 @@ class ShadowEngine:
     config: EngineConfig
     num_blocks: int
     distinct_roles: bool = False
+    window_lens: tuple[int | None, ...] = (None,)
+    """One for each group of layers."""
+    tight: bool = False
+    """Whether windowed groups have just the blocks that one sequence needs."""
     num_steps: int = 0
     max_rows: int = 0
     num_copies: int = 0
@@ -64,8 +69,22 @@ class ShadowEngine:
     finished: dict[tuple[str, int], TokenEvent] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.config, self.num_blocks, {EOS}, distinct_roles=self.distinct_roles)
-        self.cache = [[-1] * self.config.block_len for _ in range(self.num_blocks)]
+        pools = new_pools(self.config, self.num_blocks, self.window_lens, self.tight)
+        self.scheduler = Scheduler(self.config, pools, {EOS}, distinct_roles=self.distinct_roles)
+        self.lose_caches()
+
+    def lose_caches(self) -> None:
+        self.caches = [[[-1] * pool.block_len for _ in range(pool.num_blocks)] for pool in self.scheduler.groups.pools]
+
+    @property
+    def num_free(self) -> int:
+        (pool,) = self.scheduler.groups.pools
+        return pool.num_free
+
+    @property
+    def num_usable(self) -> int:
+        (pool,) = self.scheduler.groups.pools
+        return pool.num_usable
 
     def step(self, between: Callable[[StepPlan], None] | None = None) -> StepPlan | None:
         """Schedule, run, commit; `between` is called with the plan before the commit."""
@@ -96,11 +115,13 @@ class ShadowEngine:
         assert 0 < plan.num_tokens == sum(row.count for row in plan.rows) <= self.config.max_step_tokens
         assert len(plan.rows) <= self.config.max_num_seqs
         assert len({row.seq_id for row in plan.rows}) == len(plan.rows)
-        sources, destinations = {src for src, _ in plan.copies}, [dst for _, dst in plan.copies]
-        assert not sources & set(destinations) and len(set(destinations)) == len(destinations)
-        copied = {dst: list(self.cache[src]) for src, dst in plan.copies}
-        self.cache = [copied.get(block, slots) for block, slots in enumerate(self.cache)]
-        self.num_copies += len(copied)
+        for group, cache in enumerate(self.caches):
+            copies = [(src, dst) for g, src, dst in plan.copies if g == group]
+            sources, destinations = {src for src, _ in copies}, [dst for _, dst in copies]
+            assert not sources & set(destinations) and len(set(destinations)) == len(destinations)
+            copied = {dst: list(cache[src]) for src, dst in copies}
+            self.caches[group] = [copied.get(block, slots) for block, slots in enumerate(cache)]
+            self.num_copies += len(copied)
         self.num_computed += plan.num_tokens
 
         sequences = [self.scheduler.sequence(row.seq_id) for row in plan.rows]
@@ -110,14 +131,19 @@ class ShadowEngine:
             assert row.count >= 1 and row.token_ids == tuple(seq.token_ids[row.start : end])
             assert row.wants_token == (end == len(seq.token_ids)) and row.num_draft_tokens == 0
             assert row.num_prompt_tokens == sum(t < seq.prompt_len for t in range(row.start, end))
-            assert len(row.block_table) * block_len >= end and NULL_BLOCK not in row.block_table
+            assert min(map(len, row.block_tables)) * block_len >= row.num_slots >= end
             if self.distinct_roles:
                 assert row.num_prompt_tokens in (0, row.count)
-            for t in range(row.start, end):
-                self.cache[row.block_table[t // block_len]][t % block_len] = states[t]
+            for cache, table in zip(self.caches, row.block_tables, strict=True):
+                for t in range(row.start, end):
+                    assert table[t // block_len] != NULL_BLOCK
+                    cache[table[t // block_len]][t % block_len] = states[t]
         for row, states in zip(plan.rows, prefixes, strict=True):  # after all writes: nobody overwrote a neighbour
-            for t in range(row.start + row.count):
-                assert self.cache[row.block_table[t // block_len]][t % block_len] == states[t], (row, t)
+            for cache, table, window_len in zip(self.caches, row.block_tables, self.window_lens, strict=True):
+                lo = 0 if window_len is None else max(0, row.start + 1 - window_len)
+                assert NULL_BLOCK not in table[lo // block_len :] and not any(table[: lo // block_len])
+                for t in range(lo, row.start + row.count):
+                    assert cache[table[t // block_len]][t % block_len] == states[t], (row, t)
         return [
             [sampled(states[-1], seq.seed, seq.num_generated_tokens, seq.params)] if row.wants_token else []
             for row, seq, states in zip(plan.rows, sequences, prefixes, strict=True)
@@ -135,7 +161,7 @@ class ShadowEngine:
             if self.step() is None:
                 break
         assert self.step() is None, f"unfinished after {max_steps} steps"
-        assert self.scheduler.num_free_blocks == self.scheduler.pool.num_usable
+        assert all(pool.num_free == pool.num_usable for pool in self.scheduler.groups.pools)
         assert self.scheduler.num_waiting == self.scheduler.num_running == 0
 
     def check_answer(self, request: Request, index: int, max_tokens: int | None = None) -> None:
@@ -153,9 +179,28 @@ class ShadowEngine:
         assert self.finished[key].finish_reason == reason
 
 
-def engine(num_blocks: int = 65, distinct_roles: bool = False, **config: Any) -> ShadowEngine:
+def new_pools(
+    config: EngineConfig, num_blocks: int, window_lens: tuple[int | None, ...] = (None,), tight: bool = False
+) -> list[BlockPool]:
+    pools = []
+    for window_len in window_lens:
+        most = num_pool_blocks(replace(config, num_blocks=num_blocks), window_len)
+        if tight and window_len is not None:
+            live = num_live_blocks(config.max_context_len, config.block_len, window_len, config.max_step_tokens)
+            most = min(most, 1 + live)
+        pools.append(BlockPool(most, config.block_len, config.prefix_cache, window_len))
+    return pools
+
+
+def engine(
+    num_blocks: int = 65,
+    distinct_roles: bool = False,
+    window_lens: tuple[int | None, ...] = (None,),
+    tight: bool = False,
+    **config: Any,
+) -> ShadowEngine:
     defaults = EngineConfig(max_num_seqs=8, max_step_tokens=64, max_context_len=256, block_len=4)
-    return ShadowEngine(replace(defaults, **config), num_blocks, distinct_roles)
+    return ShadowEngine(replace(defaults, **config), num_blocks, distinct_roles, window_lens, tight)
 
 
 def request(name: str, prompt: range | tuple[int, ...], **params: Any) -> Request:
@@ -168,6 +213,7 @@ class Workload:
     """A random engine, random arrivals and aborts; answers of whatever was not aborted must be the naive ones."""
 
     rng: random.Random
+    window_lens: tuple[int | None, ...] = (None,)
     aborted: set[tuple[str, int]] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
 
@@ -179,6 +225,8 @@ class Workload:
         self.engine = engine(
             num_blocks,
             distinct_roles=rng.random() < 0.3,
+            window_lens=self.window_lens,
+            tight=rng.random() < 0.5,
             block_len=block_len,
             max_num_seqs=rng.choice([1, 3, 8]),
             max_step_tokens=rng.choice([1, 3, 16, 200]),
@@ -229,7 +277,7 @@ class Workload:
             if self.rng.random() < self.p_reset:
                 self.engine.scheduler.schedule()
                 self.engine.scheduler.reset()
-                self.engine.cache = [[-1] * self.engine.config.block_len for _ in self.engine.cache]
+                self.engine.lose_caches()
         num_tokens = sum((len(r.prompt_token_ids) + (r.params.max_tokens or 0)) * r.params.n for r in self.requests)
         self.engine.drain(max_steps=4 * num_tokens)
         for r in self.requests:
@@ -244,16 +292,18 @@ def test_random_workloads_answer_as_if_alone(seed: int) -> None:
     Workload(random.Random(seed)).run(num_arrivals=25)
 
 
-def test_the_random_workloads_reach_the_hard_cases() -> None:
+@pytest.mark.parametrize("window_lens", [(None,), (None, 9), (5,), (3, None, 14), (1, 30), (8, 9, 10)], ids=str)
+def test_the_random_workloads_reach_the_hard_cases(window_lens: tuple[int | None, ...]) -> None:
     num_preemptions = num_hits = num_copies = num_aborted = 0
     for seed in range(12):
-        workload = Workload(random.Random(seed))
+        workload = Workload(random.Random(seed), window_lens)
         workload.run(num_arrivals=25)
         num_preemptions += workload.engine.scheduler.num_preemptions
         num_hits += workload.engine.scheduler.num_prefix_hit_tokens
         num_copies += workload.engine.num_copies
         num_aborted += len(workload.aborted)
-    assert min(num_preemptions, num_hits, num_copies, num_aborted) > 20
+    assert min(num_hits, num_copies, num_aborted) > 20
+    assert num_preemptions > (20 if None in window_lens else 5)  # windows do not grow, so admission foresees them
 
 
 def test_chunked_prefill_keeps_the_budget_and_decodes_never_starve() -> None:
@@ -294,10 +344,10 @@ def test_prefixes_are_shared_while_their_owner_runs() -> None:
     eng = engine()
     eng.scheduler.add(request("a", range(18), max_tokens=20))
     eng.step()
-    num_free = eng.scheduler.num_free_blocks
+    num_free = eng.num_free
     eng.scheduler.add(request("b", (*range(16), 7, 7), max_tokens=2))
     eng.step()
-    assert num_free - eng.scheduler.num_free_blocks == 1
+    assert num_free - eng.num_free == 1
     eng.drain(30)
 
 
@@ -391,7 +441,7 @@ def test_the_kept_prompt_goes_when_the_last_fork_has_started() -> None:
         plan = eng.scheduler.schedule()
         assert plan is not None
         eng.scheduler.commit(plan, [[token_id]])
-        assert eng.scheduler.pool.num_usable - eng.scheduler.num_free_blocks == num_held
+        assert eng.num_usable - eng.num_free == num_held
     eng.scheduler.check()
 
 
@@ -411,7 +461,7 @@ def test_abort_at_any_stage_frees_everything_and_twice_is_harmless(num_steps: in
         eng.step()
     assert eng.scheduler.abort("r") == 3
     assert eng.scheduler.abort("r") == 0 == eng.scheduler.abort("never seen")
-    assert eng.scheduler.num_free_blocks == eng.scheduler.pool.num_usable
+    assert eng.num_free == eng.num_usable
     assert eng.step() is None
     eng.scheduler.add(request("r", range(20), max_tokens=2))  # the name is free again
     eng.drain(10)
@@ -424,9 +474,9 @@ def test_a_commit_for_an_aborted_row_is_ignored() -> None:
     table: list[int] = []
 
     def abort(plan: StepPlan) -> None:
-        table.extend(plan.rows[0].block_table)
+        table.extend(plan.rows[0].block_tables[0])
         eng.scheduler.abort("a")
-        assert plan.rows[0].block_table == table  # a step in flight still reads what it was given
+        assert plan.rows[0].block_tables == [table]  # a step in flight still reads what it was given
 
     eng.step(abort)
     assert table and ("a", 0) not in eng.answers and len(eng.answers["b", 0]) == 1
@@ -443,8 +493,8 @@ def test_reset_recomputes_everything_and_loses_nothing() -> None:
         eng.step()
     eng.scheduler.schedule()
     eng.scheduler.reset()
-    eng.cache = [[-1] * 4 for _ in eng.cache]
-    assert eng.scheduler.num_running == 0 and eng.scheduler.num_free_blocks == eng.scheduler.pool.num_usable
+    eng.lose_caches()
+    assert eng.scheduler.num_running == 0 and eng.num_free == eng.num_usable
     eng.drain(100)
     for r in requests:
         for index in range(r.params.n):
@@ -571,7 +621,8 @@ def test_no_max_tokens_means_as_far_as_context_and_cache_reach(num_blocks: int, 
 
 
 def commit_tokens(params: SamplingParams, *steps: list[int]) -> TokenEvent:
-    scheduler = Scheduler(EngineConfig(max_context_len=64, block_len=4), 20, {EOS, 1})
+    config = EngineConfig(max_context_len=64, block_len=4)
+    scheduler = Scheduler(config, new_pools(config, 20), {EOS, 1})
     scheduler.add(Request("r", (5, 6, 7), params))
     for new_token_ids in steps:
         plan = scheduler.schedule()
@@ -615,7 +666,8 @@ def test_finishing(
 
 
 def test_seeds_differ_between_choices_and_repeat_between_requests() -> None:
-    scheduler = Scheduler(EngineConfig(max_context_len=64), 20)
+    config = EngineConfig(max_context_len=64)
+    scheduler = Scheduler(config, new_pools(config, 20))
     for name, seed, n in (("a", 7, 3), ("b", 7, 1), ("c", None, 1), ("d", None, 1), ("e", 0, 1), ("f", 0, 1)):
         scheduler.add(request(name, (1,), seed=seed, n=n))
     a0, a1, a2, b, c, d, e, f = (scheduler.sequence(seq_id).seed for seq_id in range(8))
@@ -641,8 +693,8 @@ def test_a_table_only_grows_while_its_version_stays() -> None:
     while (plan := eng.step()) is not None:
         for row in plan.rows:
             before = seen.get((row.seq_id, row.table_version), [])
-            assert row.block_table[: len(before)] == before
-            seen[row.seq_id, row.table_version] = list(row.block_table)
+            assert row.block_tables[0][: len(before)] == before
+            seen[row.seq_id, row.table_version] = list(row.block_tables[0])
     assert eng.scheduler.num_preemptions > 0
 
 

@@ -67,8 +67,8 @@ class Case:
                 Norm(kind, *vectors(rng, head_dim * (1 if over == "head" else heads), bias), 1e-5, row=2)
                 for heads in (num_heads, num_kv_heads)
             )
-        stack = jnp.asarray(4 * rng.standard_normal((2, num_heads)), jnp.float32) if sinks else None
-        self.operands = AttentionOperands(rope if rotary_dim else None, norms, stack)
+        stack = jnp.asarray(4 * rng.standard_normal((3, num_heads)), jnp.float32)
+        self.operands = AttentionOperands(rope if rotary_dim else None, norms, (stack, 2) if sinks else None)
 
         def step(qkv, cache, rows, platform):
             return attention(qkv, cache, 1, rows, self.operands, **self.heads, platform=platform)

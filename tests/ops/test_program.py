@@ -125,6 +125,38 @@ def test_bound_equals_single(model):
             assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
 
 
+def test_bound_writes_several_caches(model):
+    """Each layer with a cache and a block table of its own, as windowed layers have."""
+
+    def whole(kept, ints, x, *caches):
+        fields, tables, counts = ints[:48].reshape(6, 8), ints[48:50].reshape(2, 1, 1), ints[50:52]
+        written = []
+        for layer in range(2):
+            y = linear(
+                x, kept[1], 0, counts, platform="native", layer=layer, norm=Norm("rms", kept[0], None, 1e-5, layer)
+            )
+            y, cache = attention(
+                y, caches[layer], 0, Rows(fields, tables[layer], counts), AttentionOperands(), num_heads=HEADS,
+                num_kv_heads=HEADS, head_dim=HEAD_DIM, scale=0.2, block_len=32, platform="native",
+            )  # fmt: skip
+            written.append(cache)
+            x = linear(y, kept[2], 0, counts, platform="native", residual=x)
+        return x, *written
+
+    _, x, single = jax.jit(step(model, lambda x: x), donate_argnums=1)(model["x"], cache())
+    ints = np.concatenate([np.ravel(rows().fields), [1, 2], [ROWS, ROWS]]).astype(np.int32)
+    caches = [jnp.zeros((1, num_blocks, *cache().shape[2:]), jnp.bfloat16) for num_blocks in (2, 3)]
+    kept = [model["norm"], model["qkv"], model["o"]]
+    bound = bind_native(native.library(), whole, kept, ints, model["x"], *caches)
+    for _ in range(2):
+        got, *written = bound(ints, model["x"], *caches)
+        assert [a is b for a, b in zip(written, caches, strict=True)] == [True, True]
+        assert np.asarray(got).tobytes() == np.asarray(x).tobytes()
+        for layer, block in ((0, 1), (1, 2)):
+            mine, other = np.asarray(caches[layer])[0, block], np.asarray(single)[layer, 1]
+            assert mine.tobytes() == other.tobytes()
+
+
 def test_bound_refuses_and_recovers(model):
     def pick(kept, x, ids):
         return (linear(x, kept[0], 0, ids[1:], platform="native", row_ids=ids[:1]),)

@@ -20,6 +20,7 @@ def static_card(costs: CostModel, memory: MemoryPlan) -> dict[str, int]:
     return {
         "weight_bytes": memory.weight_bytes,
         "kv_bytes_per_token": memory.cache_bytes_per_token,
+        "window_kv_bytes_per_seq": memory.window_bytes_per_seq,
         "flops_per_token": one.total_flops,
         "decode_step_bytes": one.num_bytes,
         "context_tokens": costs.spec.max_context_len,
@@ -28,9 +29,11 @@ def static_card(costs: CostModel, memory: MemoryPlan) -> dict[str, int]:
 
 def describe_card(card: dict[str, int]) -> str:
     """The card for people."""
+    window_bytes = card["window_kv_bytes_per_seq"]
+    windows = f"plus {window_bytes / MIB:,.1f} MiB per sequence in windowed layers, " if window_bytes else ""
     return (
         f"weights            {card['weight_bytes'] / MIB:,.1f} MiB\n"
-        f"cache              {card['kv_bytes_per_token'] / 1024:.1f} KiB per token, context up to "
+        f"cache              {card['kv_bytes_per_token'] / 1024:.1f} KiB per token, {windows}context up to "
         f"{card['context_tokens']:,} tokens\n"
         f"work per token     {card['flops_per_token'] / 1e6:,.1f} MFLOP and {card['decode_step_bytes'] / MIB:,.1f} MiB "
         f"to read at batch 1 (context {PROMPT_TOKENS + ANSWER_TOKENS // 2})"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, Workload
 from strop.machine.probe import MachineRates
 from strop.models import decoder
+from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
@@ -85,18 +86,28 @@ class CostModel:
     def _calls(self, num_rows: int, num_logits: int) -> list[object]:
         """The operations of one step, in order."""
         layout, spec = self.layout, self.spec
+        groups = cache_groups(spec)
 
         def step(params: Parameters, fields: jax.Array, tables: jax.Array, counts: jax.Array) -> jax.Array:
             rows = Rows(fields, tables, counts)
-            heads = spec.layers[0].attention
-            cache = None
+            caches = None
             if layout.platform == "native":
-                sizes = spec.num_layers, 1, heads.num_kv_heads, heads.head_dim, layout.block_len
-                cache = new_cache(layout.platform, *sizes, kv_dtype=layout.kv_dtype)
-            hidden, _ = decoder.forward(params, spec, rows, cache, layout)
+                caches = tuple(
+                    new_cache(
+                        "native",
+                        len(group.layers),
+                        1,
+                        group.num_kv_heads,
+                        group.head_dim,
+                        layout.block_len,
+                        kv_dtype=layout.kv_dtype,
+                    )
+                    for group in groups
+                )
+            hidden, _ = decoder.forward(params, spec, rows, caches, layout)
             return decoder.logits(params, spec, hidden[:num_logits], counts, layout)
 
-        ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((6, num_rows), (num_logits, 1), (2,))]
+        ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((6, num_rows), (len(groups), num_logits, 1), (2,))]
         with record() as calls:
             jax.eval_shape(step, self.params, *ints)
         return calls

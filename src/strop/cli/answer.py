@@ -88,5 +88,5 @@ class Answer:
 
         memory = self._engine.memory
         context_len = self.num_prompt_tokens + len(self.token_ids) // 2
-        step_bytes = memory.weight_bytes + context_len * memory.cache_bytes_per_token
+        step_bytes = memory.weight_bytes + memory.visible_bytes(context_len)
         return self.tokens_per_s * step_bytes / read_bandwidth_bytes_per_s(step_bytes)

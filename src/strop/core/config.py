@@ -26,7 +26,8 @@ class EngineConfig:
     """Of the cache; int8 takes little more than half the memory. Without the native kernels, "bf16" keeps the weights'
     type, and int8 rounds but saves nothing."""
     num_blocks: int = 0
-    """Cache blocks; 0 means as many as `memory_bytes` leaves room for, capped by what the sequences can use."""
+    """Cache blocks of every layer, one of them for padding; 0 means as many as `memory_bytes` leaves room for, capped
+    by what the sequences can use. A layer with a window takes fewer where that is all that its windows can use."""
     memory_bytes: int = 0
     """Ceiling for the whole process; 0 means the memory available when the engine starts."""
     num_threads: int = 0

@@ -1,4 +1,7 @@
-"""The paged cache's bookkeeping: which block is whose. The cache's contents live elsewhere; here are only block ids."""
+"""The paged cache's bookkeeping: which block is whose. The cache's contents live elsewhere; here are only block ids.
+
+Each group of layers that see equally far back (strop.models.cache) has a pool of its own.
+"""
 
 import hashlib
 from array import array
@@ -8,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from strop.core.errors import CapacityError
 
 NULL_BLOCK = 0
-"""Never handed out: padding in block tables points here, and padding tokens may write here."""
+"""Never handed out: padding in block tables points here, and so do entries before a window; padding tokens may write
+here."""
 
 ROOT_KEY = b""
 """Parent of a sequence's first block."""
@@ -31,6 +35,8 @@ class BlockPool:
     `num_blocks` counts the cache's physical blocks. Block 0 is reserved (`NULL_BLOCK`): `num_usable = num_blocks - 1`.
     A block is *free* when nobody holds it. A full block may be *published* under its key; a free published block keeps
     its contents until the space is needed, least recently released first, so that `match` can revive it.
+
+    A *table* lists a sequence's blocks; its entries before the window are NULL_BLOCK, which nobody holds.
     """
 
     __slots__ = (
@@ -42,9 +48,11 @@ class BlockPool:
         "block_len",
         "num_blocks",
         "prefix_cache",
+        "window_len",
     )
 
-    def __init__(self, num_blocks: int, block_len: int, prefix_cache: bool) -> None:
+    def __init__(self, num_blocks: int, block_len: int, prefix_cache: bool, window_len: int | None = None) -> None:
+        """`window_len`: keys visible to a query, itself included; None means all before it."""
         if num_blocks < 2 or block_len < 1:
             raise CapacityError(
                 f"num_blocks={num_blocks}, block_len={block_len}: a pool needs at least 2 blocks (one is padding) of "
@@ -53,6 +61,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_len = block_len
         self.prefix_cache = prefix_cache
+        self.window_len = window_len
         self._num_refs = [0] * num_blocks
         self._key_of_block: list[bytes | None] = [None] * num_blocks
         self._block_of_key: dict[bytes, int] = {}
@@ -69,9 +78,13 @@ class BlockPool:
         """Blocks that `allocate` can still give, cached ones included."""
         return len(self._blank) + len(self._idle)
 
-    def num_free_among(self, block_ids: Iterable[int]) -> int:
+    def num_free_among(self, table: Iterable[int]) -> int:
         """How many of these (distinct) blocks are free: sharing them lowers `num_free` by as many."""
-        return sum(self._num_refs[block_id] == 0 for block_id in block_ids)
+        return sum(self._num_refs[block_id] == 0 for block_id in table if block_id != NULL_BLOCK)
+
+    def first_visible(self, num_computed_tokens: int) -> int:
+        """The first entry of a table that is read once so many tokens are computed."""
+        return 0 if self.window_len is None else max(0, num_computed_tokens + 1 - self.window_len) // self.block_len
 
     def allocate(self) -> int:
         """A private block with undefined contents, held once. Raises CapacityError when none is free."""
@@ -85,16 +98,20 @@ class BlockPool:
         self._num_refs[block_id] = 1
         return block_id
 
-    def share(self, block_ids: Iterable[int]) -> None:
+    def share(self, table: Iterable[int]) -> None:
         """One more holder for each block; free published blocks come back to life."""
-        for block_id in block_ids:
+        for block_id in table:
+            if block_id == NULL_BLOCK:
+                continue
             if self._num_refs[block_id] == 0:
                 del self._idle[block_id]
             self._num_refs[block_id] += 1
 
-    def release(self, block_ids: Sequence[int]) -> None:
+    def release(self, table: Sequence[int]) -> None:
         """One holder less for each block, last block first, so that the front of a prefix is the last to be evicted."""
-        for block_id in reversed(block_ids):
+        for block_id in reversed(table):
+            if block_id == NULL_BLOCK:
+                continue
             num_refs = self._num_refs[block_id] - 1
             if num_refs < 0:
                 raise ValueError(f"block {block_id} was released more often than it was held")
@@ -105,21 +122,28 @@ class BlockPool:
                 else:
                     self._idle[block_id] = None
 
+    def slide(self, table: list[int], num_computed_before: int, num_computed_tokens: int) -> None:
+        """Release the blocks that fall out of the window as a sequence's computed tokens grow, here in its table."""
+        first, end = self.first_visible(num_computed_before), self.first_visible(num_computed_tokens)
+        if first < end:
+            self.release(table[first:end])
+            table[first:end] = [NULL_BLOCK] * (end - first)
+
     def publish(self, block_id: int, key: bytes) -> None:
         """Make a full, held block findable. A no-op if the key is taken (the first copy serves) or caching is off."""
         if self.prefix_cache and self._key_of_block[block_id] is None and key not in self._block_of_key:
             self._block_of_key[key] = block_id
             self._key_of_block[block_id] = key
 
-    def match(self, keys: Iterable[bytes]) -> list[int]:
-        """Published blocks for the longest run of known keys from the first. Takes no hold: `share` them to keep."""
-        block_ids = []
-        for key in keys:
-            block_id = self._block_of_key.get(key)
-            if block_id is None:
-                break
-            block_ids.append(block_id)
-        return block_ids
+    def match(self, keys: Sequence[bytes]) -> list[int]:
+        """A table for the longest prefix, in whole blocks with these keys, after which a sequence can go on: all that
+        is then visible is published. Takes no hold: `share` it to keep."""
+        num_hits = i = len(keys)
+        while i > (first := self.first_visible(num_hits * self.block_len)):
+            i -= 1
+            if keys[i] not in self._block_of_key:
+                num_hits = i
+        return [NULL_BLOCK] * first + [self._block_of_key[key] for key in keys[first:num_hits]]
 
     def forget(self) -> None:
         """Unpublish every block: the cache's contents are gone. Holds stay as they are."""
@@ -132,14 +156,14 @@ class BlockPool:
     def check(self, holders: Iterable[Iterable[int]]) -> None:
         """Raise ValueError unless the books agree with `holders`, all tables there are. For tests: O(num_blocks)."""
         num_refs = [0] * self.num_blocks
-        for block_ids in holders:
-            for block_id in block_ids:
-                num_refs[block_id] += 1
+        for table in holders:
+            for block_id in table:
+                num_refs[block_id] += block_id != NULL_BLOCK
         free = [*self._blank, *self._idle]
         published = {block_id: key for key, block_id in self._block_of_key.items()}
         for ok, what in (
             (num_refs == self._num_refs, f"holders count {num_refs}, the pool counts {self._num_refs}"),
-            (num_refs[NULL_BLOCK] == 0 and NULL_BLOCK not in free, "the null block is in use"),
+            (NULL_BLOCK not in free, "the null block is free"),
             (len(free) == len(set(free)), "a block is free twice"),
             (all(num_refs[block_id] == 0 for block_id in free), "a held block is free"),
             (len(free) + sum(n > 0 for n in num_refs) == self.num_usable, "a block is neither held nor free"),

@@ -11,12 +11,14 @@ import numpy as np
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
 from strop.core.request import Request, TokenEvent, TokenLogprob
+from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full
 from strop.engine.scheduler import Scheduler, StepPlan
 from strop.engine.step import CompiledModel, copy_block
 from strop.formats.tokenizer import Tokenizer
+from strop.models.cache import cache_groups, num_pool_blocks
 from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
 from strop.models.parameters import Parameters
@@ -50,11 +52,13 @@ class Engine:
         self.config = config
         self.layout = Single(model.platform, config.block_len, config.kv_dtype)
         self._compiled = CompiledModel(model.params, model.spec, self.layout)
-        self.scheduler = Scheduler(config, config.num_blocks, self.tokenizer.eos_ids)
+        self._groups = cache_groups(model.spec)
+        self._num_blocks = [num_pool_blocks(config, group.window_len) for group in self._groups]
+        self.scheduler = Scheduler(config, self._new_pools(), self.tokenizer.eos_ids)
         self.last_step = StepTimes()
         self._table_len = -(-config.max_context_len // config.block_len)
         self._packer = self._new_packer()
-        self._cache = self._new_cache()
+        self._caches = self._new_caches()
         self._num_failures = 0
 
     @classmethod
@@ -94,8 +98,7 @@ class Engine:
             return []
         scheduled = time.perf_counter()
         try:
-            for source, destination in plan.copies:
-                self._cache = copy_block(self._cache, source, destination, axis=block_axis(self.layout.platform))
+            self._copy_blocks(plan)
             shape, ints, wanted = self._packer.pack(plan)
             rows = [self._sample_row(plan, i) for i in wanted]
             packed = time.perf_counter()
@@ -124,12 +127,13 @@ class Engine:
         if self.has_unfinished:
             raise RequestError("score() needs an idle engine: finish or abort the requests first")
         self._check_ids("score", token_ids)
-        num_blocks = -(-len(token_ids) // self.config.block_len)
-        if len(token_ids) > self.config.max_context_len or num_blocks >= self.config.num_blocks:
-            raise RequestError(f"{len(token_ids)} tokens do not fit the context of {self.config.max_context_len}")
+        if len(token_ids) > self.scheduler.max_cached_tokens:
+            raise RequestError(f"{len(token_ids)} tokens do not fit the context of {self.scheduler.max_cached_tokens}")
         split = len(token_ids) if decode_from is None else decode_from
         at = 0
         self.scheduler.reset()  # the blocks written below must not be found as anybody's prefix
+        pools = self._new_pools()
+        block_tables: list[list[int]] = [[] for _ in pools]
         while at < len(token_ids):
             count = min(split - at, self.config.max_step_tokens) if at < split else 1
             shape = self._packer.shape(count, 1, len(token_ids))
@@ -140,9 +144,14 @@ class Engine:
             fields[:5, :count] = (token_ids[at : at + count], places, places, np.zeros_like(places), places + 1)
             tail = ints[6 * shape.num_rows :]
             tail[0] = tail[1] = count
-            tail[3 : 3 + num_blocks] = np.arange(1, num_blocks + 1)
+            packed_tables = tail[3:].reshape(shape.num_groups, 1, shape.table_len)
+            for pool, table, packed in zip(pools, block_tables, packed_tables, strict=True):
+                while len(table) * pool.block_len < at + count:
+                    table.append(pool.allocate())
+                packed[0, : len(table)] = table
+                pool.slide(table, at, at + count)
             try:
-                logits, self._cache = self._compiled.logits(self._cache, ints, shape)
+                logits, self._caches = self._compiled.logits(self._caches, ints, shape)
                 chunk = np.asarray(logits)[:count].copy()
             except BaseException:
                 self._start_over()
@@ -158,19 +167,26 @@ class Engine:
                     f"{where}: token id {token_id!r} is out of range: this model has ids 0..{vocab_size - 1}"
                 )
 
+    def _copy_blocks(self, plan: StepPlan) -> None:
+        axis = block_axis(self.layout.platform)
+        for group, source, destination in plan.copies:
+            caches = list(self._caches)
+            caches[group] = copy_block(caches[group], source, destination, axis=axis)
+            self._caches = tuple(caches)
+
     def _run(
         self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[int], rows: list[SampleRow]
     ) -> tuple[list[list[int]], list[list[TokenLogprob]] | None]:
         outputs: list[list[int]] = [[] for _ in plan.rows]
         if not needs_full(rows):
-            sampled, self._cache = self._compiled.step(self._cache, ints, None, shape, 0)
+            sampled, self._caches = self._compiled.step(self._caches, ints, None, shape, 0)
             for i, token_id in zip(wanted, np.asarray(sampled).tolist(), strict=False):
                 outputs[i] = [token_id]
             return outputs, None
         asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
         num_top = 0 if not asked else bucket(max(*asked, 1), 2)
         inputs = build_sample_inputs(rows, shape.num_seqs)
-        sampled, self._cache = self._compiled.step(self._cache, ints, inputs, shape, num_top)
+        sampled, self._caches = self._compiled.step(self._caches, ints, inputs, shape, num_top)
         token_ids, chosen, top_ids, top_logprobs = (np.asarray(part) for part in sampled)
         logprobs: list[list[TokenLogprob]] = [[] for _ in plan.rows]
         for j, i in enumerate(wanted):
@@ -215,23 +231,34 @@ class Engine:
         """Every sequence keeps its tokens and loses its computed state."""
         self.scheduler.reset()
         self._packer = self._new_packer()
-        self._cache.delete()  # a failed step may or may not have consumed it; two would not fit
-        self._cache = self._new_cache()
+        for cache in self._caches:
+            cache.delete()  # a failed step may or may not have consumed it; two would not fit
+        self._caches = self._new_caches()
 
     def _new_packer(self) -> Packer:
         config = self.config
         native = self.layout.platform == "native"
-        return Packer(config.max_num_seqs, self._table_len, config.block_len, padding_is_free=native)
+        return Packer(config.max_num_seqs, self._table_len, config.block_len, len(self._groups), padding_is_free=native)
 
-    def _new_cache(self) -> jax.Array:
-        heads = self.spec.layers[0].attention
-        return new_cache(
-            self.layout.platform,
-            self.spec.num_layers,
-            self.config.num_blocks,
-            heads.num_kv_heads,
-            heads.head_dim,
-            self.config.block_len,
-            self.params.weights["embed"].data.dtype,
-            self.config.kv_dtype,
+    def _new_pools(self) -> list[BlockPool]:
+        config = self.config
+        return [
+            BlockPool(num_blocks, config.block_len, config.prefix_cache, group.window_len)
+            for group, num_blocks in zip(self._groups, self._num_blocks, strict=True)
+        ]
+
+    def _new_caches(self) -> tuple[jax.Array, ...]:
+        dtype = self.params.weights["embed"].data.dtype
+        return tuple(
+            new_cache(
+                self.layout.platform,
+                len(group.layers),
+                num_blocks,
+                group.num_kv_heads,
+                group.head_dim,
+                self.config.block_len,
+                dtype,
+                self.config.kv_dtype,
+            )
+            for group, num_blocks in zip(self._groups, self._num_blocks, strict=True)
         )

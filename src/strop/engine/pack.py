@@ -1,10 +1,11 @@
 """A StepPlan as one padded host array: the only place where host data becomes the step's input."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from strop.engine.scheduler import StepPlan
+from strop.engine.scheduler import StepPlan, StepRow
 
 
 class StepShape(NamedTuple):
@@ -15,12 +16,14 @@ class StepShape(NamedTuple):
     num_seqs: int
     """S, sequences, and rows of logits."""
     table_len: int
-    """P, block table entries per sequence."""
+    """P, entries of a block table."""
+    num_groups: int
+    """G, groups of layers, with a block table each per sequence."""
 
     @property
     def num_ints(self) -> int:
-        """fields [6, T], counts [2], logit rows [S], block tables [S, P]."""
-        return 6 * self.num_rows + 2 + self.num_seqs + self.num_seqs * self.table_len
+        """fields [6, T], counts [2], logit rows [S], block tables [G, S, P]."""
+        return 6 * self.num_rows + 2 + self.num_seqs + self.num_groups * self.num_seqs * self.table_len
 
 
 def bucket(value: int, factor: int, smallest: int = 1) -> int:
@@ -44,18 +47,35 @@ class _Buffer:
         self.fields[:] = _PADDING
         self.num_tokens = 0
         self.tail = self.ints[6 * shape.num_rows :]
-        self.tables = self.tail[2 + shape.num_seqs :].reshape(shape.num_seqs, shape.table_len)
+        self.tables = self.tail[2 + shape.num_seqs :].reshape(shape.num_groups, shape.num_seqs, shape.table_len)
         self.tables_of: tuple[list[int], int] = ([], -1)
         """Which rows of the packer's tables, as of which of their changes."""
 
 
-class Packer:
-    """Gathers a plan's rows; keeps each sequence's block table as a row of an array between steps."""
+@dataclass(slots=True)
+class _Kept:
+    """What the packer has of a sequence."""
 
-    def __init__(self, max_num_seqs: int, max_table_len: int, block_len: int, *, padding_is_free: bool) -> None:
+    at: int
+    """Its row of the packer's tables."""
+    version: int = -1
+    num_slots: int = 0
+    lengths: list[int] = field(default_factory=list)
+    """Entries copied of the table of each group."""
+
+
+class Packer:
+    """Gathers a plan's rows; keeps each sequence's block tables as a row of an array between steps.
+
+    Entries that a window has passed may stay there as they were: no row sees them.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, max_table_len: int, block_len: int, num_groups: int, *, padding_is_free: bool
+    ) -> None:
         """`padding_is_free`: the kernels skip padding, so few large buckets (and so few compilations) serve best."""
-        self._tables = np.zeros((max_num_seqs, max_table_len), np.int32)
-        self._kept: dict[int, list[int]] = {}  # seq_id -> [row of _tables, table_version, entries copied]
+        self._tables = np.zeros((num_groups, max_num_seqs, max_table_len), np.int32)
+        self._kept: dict[int, _Kept] = {}  # by seq_id
         self._free = list(range(max_num_seqs))
         self._num_changes = 0  # of _tables
         self._buffers: dict[StepShape, _Buffer] = {}
@@ -64,11 +84,11 @@ class Packer:
 
     def shape(self, num_rows: int, num_seqs: int, longest: int) -> StepShape:
         """The bucket for so many token rows and sequences, the longest of which has `longest` tokens."""
-        max_table_len = self._tables.shape[1]
+        num_groups, _, max_table_len = self._tables.shape
         if self._padding_is_free:
-            return StepShape(bucket(num_rows, 8, 64), bucket(num_seqs, 8), max_table_len)
+            return StepShape(bucket(num_rows, 8, 64), bucket(num_seqs, 8), max_table_len, num_groups)
         table_len = bucket(-(-longest // self._block_len), 2)
-        return StepShape(bucket(num_rows, 4), bucket(num_seqs, 4), min(table_len, max_table_len))
+        return StepShape(bucket(num_rows, 4), bucket(num_seqs, 4), min(table_len, max_table_len), num_groups)
 
     def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[int]]:
         """The bucket, the int32 array laid out as StepShape says, and for each logits row its index in plan.rows.
@@ -100,7 +120,7 @@ class Packer:
         buffer.num_tokens = num_tokens
         buffer.tail[: 2 + len(wanted)] = (num_tokens, len(wanted), *last_rows)
         if buffer.tables_of != (table_rows, self._num_changes):
-            buffer.tables[: len(rows)] = self._tables[table_rows, : shape.table_len]
+            buffer.tables[:, : len(rows)] = self._tables[:, table_rows, : shape.table_len]
             buffer.tables_of = (table_rows, self._num_changes)
         return shape, buffer.ints, wanted
 
@@ -108,19 +128,23 @@ class Packer:
         if len(self._free) < len(plan.rows):  # rows of sequences that left
             present = {row.seq_id for row in plan.rows}
             for seq_id in [seq_id for seq_id in self._kept if seq_id not in present]:
-                self._free.append(self._kept.pop(seq_id)[0])
+                self._free.append(self._kept.pop(seq_id).at)
         table_rows = []
         for row in plan.rows:
             kept = self._kept.get(row.seq_id)
             if kept is None:
-                kept = self._kept[row.seq_id] = [self._free.pop(), -1, 0]
-            at, version, length = kept
-            table = row.block_table
-            if version != row.table_version:
-                length = 0
-            if length != len(table):
-                self._tables[at, length : len(table)] = table[length:]
-                self._num_changes += 1
-                kept[1], kept[2] = row.table_version, len(table)
-            table_rows.append(at)
+                kept = self._kept[row.seq_id] = _Kept(self._free.pop())
+            if kept.version != row.table_version or kept.num_slots != row.num_slots:
+                self._copy(row, kept)
+            table_rows.append(kept.at)
         return table_rows
+
+    def _copy(self, row: StepRow, kept: _Kept) -> None:
+        """Takes over what has been added to the tables of a row's sequence."""
+        if kept.version != row.table_version:
+            kept.lengths = [0] * len(row.block_tables)
+        for into, table, length in zip(self._tables[:, kept.at], row.block_tables, kept.lengths, strict=True):
+            into[length : len(table)] = table[length:]
+        kept.version, kept.num_slots = row.table_version, row.num_slots
+        kept.lengths = [len(table) for table in row.block_tables]
+        self._num_changes += 1

@@ -17,6 +17,7 @@ from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.core.request import FinishReason, Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import ROOT_KEY, BlockPool, block_key
+from strop.engine.group_pools import GroupPools, Tables
 from strop.engine.sequence import Choices, Sequence, State, choice_seed
 
 
@@ -28,12 +29,16 @@ class StepRow(msgspec.Struct, frozen=True):
     count: int
     token_ids: tuple[int, ...]
     """The `count` tokens."""
-    block_table: list[int]
-    """Token t lives in slot t % block_len of block_table[t // block_len]. Covers at least [0, start + count).
+    block_tables: Tables
+    """One for each group of layers. In group g token t lies in slot t % block_len of block_tables[g][t // block_len].
+    Covers at least [0, start + count); NULL_BLOCK stands for what the group's window has passed.
 
-    It is the sequence's own list, not a copy: read it before the next `schedule`, never write. While a seq_id's
-    `table_version` stays the same the list only grows at its end, so a copy of it can be kept and extended."""
+    These are the sequence's own lists, not copies: read them before the next `schedule`, never write. While a seq_id's
+    `table_version` stays the same they only grow at their ends, but for entries that the window passes: a copy can be
+    kept and extended."""
     table_version: int
+    num_slots: int
+    """Tokens that all tables have room for; grows when one of them does."""
     wants_token: bool
     """Whether the last token's logits are to be sampled (the row reaches the end of the known tokens)."""
     num_prompt_tokens: int
@@ -47,9 +52,9 @@ class StepPlan:
     """Plain data: what one step computes."""
 
     rows: tuple[StepRow, ...]
-    copies: tuple[tuple[int, int], ...]
-    """(source, destination) blocks to copy before anything is computed. Destinations are distinct and none of them is
-    also a source: any order will do."""
+    copies: tuple[tuple[int, int, int], ...]
+    """(group, source, destination) blocks to copy before anything is computed. Within a group destinations are distinct
+    and none of them is also a source: any order will do."""
     num_tokens: int
     """Sum of the rows' counts."""
 
@@ -57,22 +62,24 @@ class StepPlan:
 class Scheduler:
     """Serves running sequences first, oldest first, then admits waiting ones in order of arrival.
 
-    Blocks for all known tokens are taken on admission, so that only a growing answer can run out of them. Then the most
-    recently admitted sequence gives its blocks back and waits at the front of the queue; it keeps its tokens and
-    recomputes their cache later (or finds it again in the prefix cache).
+    A sequence needs blocks in every group of layers, so one table and one pool per group; a prefix is found if every
+    group still has what it sees of it. Blocks for all known tokens (in a windowed group, as many of them as a step can
+    see) are taken on admission, so that mostly a growing answer can run out of them. Then the most recently admitted
+    sequence gives its blocks back and waits at the front of the queue; it keeps its tokens and recomputes their cache
+    later (or finds it again in the prefix cache).
 
     A hit never covers a sequence's last token, whose logits are needed: a fully cached prompt recomputes its last block
     into a private one. Forks share the prompt's full blocks, copy a partial one, and recompute the last prompt token.
 
-    `config.max_context_len` must be resolved (not 0) and `num_blocks` is the cache's size with the null block
-    (`blocks.NULL_BLOCK`). With `distinct_roles`, no row mixes prompt and generated tokens and the prefix cache keeps
+    `config.max_context_len` must be resolved (not 0); `pools`, one for each group of layers, are of `config.block_len`
+    and used by nobody else. With `distinct_roles`, no row mixes prompt and generated tokens and the prefix cache keeps
     the two apart: for kernels that differ between them. One thread calls all methods.
     """
 
     def __init__(
         self,
         config: EngineConfig,
-        num_blocks: int,
+        pools: SequenceOf[BlockPool],
         eos_token_ids: Collection[int] = (),
         *,
         distinct_roles: bool = False,
@@ -80,7 +87,7 @@ class Scheduler:
         for name in ("max_context_len", "max_num_seqs", "max_step_tokens"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name}={getattr(config, name)}: the scheduler needs the resolved value, 1 or more")
-        self.pool = BlockPool(num_blocks, config.block_len, config.prefix_cache)
+        self.groups = GroupPools(pools, config.max_step_tokens)
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self._max_context_len = config.max_context_len
@@ -94,13 +101,8 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}  # in order of admission
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()
-        self._holding: dict[str, Choices] = {}  # those with held_blocks
+        self._holding: dict[str, Choices] = {}  # those with held_tables
         self._in_flight: StepPlan | None = None
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks a sequence could take now, cached prefixes nobody uses included."""
-        return self.pool.num_free
 
     @property
     def num_running(self) -> int:
@@ -120,11 +122,12 @@ class Scheduler:
     @property
     def max_request_tokens(self) -> int:
         """Prompt and answer of a request, at most: what the context and the whole cache hold."""
-        return min(self._max_context_len, self._pool_len)
+        return min(self._max_context_len, self.max_cached_tokens + 1)  # the last token is never computed
 
     @property
-    def _pool_len(self) -> int:
-        return self.pool.num_usable * self._block_len + 1  # the last token is never computed
+    def max_cached_tokens(self) -> int:
+        """Tokens of one sequence that the whole cache holds, as far as the context goes."""
+        return self.groups.max_tokens(self._max_context_len)
 
     def sequence(self, seq_id: int) -> Sequence:
         """The unfinished sequence with this id; KeyError if it finished or was aborted."""
@@ -154,6 +157,7 @@ class Scheduler:
                 finish_token_ids=finish_token_ids,
                 token_ids=list(request.prompt_token_ids),
                 prompt_len=len(request.prompt_token_ids),
+                block_tables=self.groups.new_tables(),
                 atomic_spans=atomic_spans,
             )
             self._sequences[seq.seq_id] = choices.live[index] = seq
@@ -181,7 +185,7 @@ class Scheduler:
         if self._in_flight is not None:
             raise ValueError("schedule() was called with a plan in flight: commit it, or reset() if its step failed")
         rows: list[StepRow] = []
-        copies: list[tuple[int, int]] = []
+        copies: list[tuple[int, int, int]] = []
         budget = self._max_step_tokens
         running = list(self._running.values())
         num_behind = len(running)
@@ -196,7 +200,7 @@ class Scheduler:
             if end == start:  # an atomic span lacks budget: let the others drain
                 may_admit = False
                 continue
-            if end > len(seq.block_table) * self._block_len and not self._grow(seq, end):
+            if end > seq.num_slots and not self._grow(seq, end):
                 may_admit = False
                 break
             budget -= end - start
@@ -245,6 +249,7 @@ class Scheduler:
                 self._publish(seq)
             if seq.choices.leader is seq and seq.num_computed_tokens >= seq.prompt_len:
                 self._release_forks(seq)
+            self.groups.slide(seq.block_tables, row.start, seq.num_computed_tokens)
             if row.wants_token:
                 events.append(self._extend(seq, new_token_ids, logprobs[i] if logprobs else ()))
         return events
@@ -255,20 +260,22 @@ class Scheduler:
         self._drop_holds()
         for seq in reversed(list(self._running.values())):
             self._preempt(seq)
-        self.pool.forget()
+        self.groups.forget()
 
     def check(self) -> None:
         """Raise ValueError unless block counts, tables and states agree. For tests: O(num_blocks)."""
         for seq in self._sequences.values():
-            if seq.state is State.WAITING and (seq.block_table or seq.num_computed_tokens):
+            if seq.state is State.WAITING and (any(seq.block_tables) or seq.num_computed_tokens):
                 raise ValueError(f"sequence {seq.seq_id} waits, but has something in the cache")
-        tables = [seq.block_table for seq in self._sequences.values()]
-        self.pool.check([*tables, *(choices.held_blocks for choices in self._requests.values())])
+            if seq.num_slots > min(map(len, seq.block_tables), default=0) * self._block_len:
+                raise ValueError(f"sequence {seq.seq_id} has no room for {seq.num_slots} tokens")
+        running = [(seq.block_tables, seq.num_computed_tokens) for seq in self._running.values()]
+        self.groups.check(running, [choices.held_tables for choices in self._holding.values()])
 
     def _room(self, request: Request) -> int:
         """Tokens this request may generate."""
         name, params, prompt_len = request.request_id, request.params, len(request.prompt_token_ids)
-        pool_len = self._pool_len
+        pool_len = self.max_cached_tokens + 1  # the last token is never computed
         if name in self._requests:
             raise RequestError(f"request_id={name!r} is in use: give every unfinished request its own")
         if prompt_len == 0:
@@ -289,7 +296,7 @@ class Scheduler:
             )
         if prompt_len + max_tokens > pool_len:
             raise RequestError(
-                f"{wish}, but the whole cache holds {pool_len} tokens ({self.pool.num_usable} blocks of "
+                f"{wish}, but the whole cache holds {pool_len} tokens ({(pool_len - 1) // self._block_len} blocks of "
                 f"{self._block_len}): lower max_tokens or min_tokens, shorten the prompt, or give the cache more memory"
             )
         return max_tokens
@@ -320,9 +327,10 @@ class Scheduler:
         return end
 
     def _grow(self, seq: Sequence, end: int) -> bool:
-        """Extend a running sequence's table to `end` tokens, preempting others; False if it had to go itself."""
-        num_new = -(-end // self._block_len) - len(seq.block_table)
-        while self.pool.num_free < num_new:
+        """Extend a running sequence's tables to `end` tokens, preempting others; False if it had to go itself."""
+        num_blocks = -(-end // self._block_len)
+        lengths = [max(num_blocks, len(table)) for table in seq.block_tables]
+        while not self.groups.fits(seq.block_tables, lengths, [0] * len(lengths)):
             if self._holding:
                 self._drop_holds()
                 continue
@@ -330,31 +338,32 @@ class Scheduler:
             self._preempt(victim)
             if victim is seq:
                 return False
-        seq.block_table.extend(self.pool.allocate() for _ in range(num_new))
+        self.groups.extend(seq.block_tables, lengths)
+        seq.num_slots = num_blocks * self._block_len
         return True
 
-    def _admit(self, seq: Sequence, budget: int, copies: list[tuple[int, int]]) -> bool:
+    def _admit(self, seq: Sequence, budget: int, copies: list[tuple[int, int, int]]) -> bool:
         """Start the sequence at the head of the queue if its blocks and its first chunk fit."""
-        pool = self.pool
-        shared, num_computed_tokens, copy_source, is_fork = self._find_prefix(seq)
+        tables, num_computed_tokens, copy_sources, is_fork = self._find_prefix(seq)
         if self._chunk_end(seq, num_computed_tokens, budget) == num_computed_tokens:
             return False
-        num_new = -(-len(seq.token_ids) // self._block_len) - len(shared)
-        num_spare = len(self._running)  # a block each to grow into, lest this admission preempts at once
-        if pool.num_free - pool.num_free_among(shared) < num_new + num_spare:
+        num_shared = len(tables[0])
+        lengths = self.groups.lengths(len(seq.token_ids), num_computed_tokens)
+        if not self.groups.fits(tables, lengths, self._num_spare()):
             if self._running or not self._holding:
                 return False
             self._drop_holds()  # nothing runs, so nothing else will give way
             return self._admit(seq, budget, copies)
-        pool.share(shared)
-        seq.block_table = [*shared, *(pool.allocate() for _ in range(num_new))]
-        seq.num_published_blocks = len(shared)
+        self.groups.share(tables)
+        self.groups.extend(tables, lengths)
+        seq.block_tables = tables
+        seq.num_slots = min(lengths) * self._block_len
+        seq.num_published_blocks = num_shared
         seq.num_computed_tokens = num_computed_tokens
         seq.state = State.RUNNING
         self._running[seq.seq_id] = self._waiting.pop(seq.seq_id)
         choices = seq.choices
-        if copy_source is not None:
-            copies.append((copy_source, seq.block_table[len(shared)]))
+        copies += [(group, source, tables[group][num_shared]) for group, source in enumerate(copy_sources)]
         if not is_fork:
             self.num_prefix_hit_tokens += num_computed_tokens
         if choices.num_cached_tokens is None:
@@ -362,19 +371,30 @@ class Scheduler:
         choices.unforked.pop(seq.seq_id, None)
         return True
 
-    def _find_prefix(self, seq: Sequence) -> tuple[list[int], int, int | None, bool]:
-        """Blocks to share, tokens that need no computing, the block to copy into the first private one, and whether it
-        all comes from the request's own prompt (a fork) rather than from the prefix cache."""
+    def _num_spare(self) -> list[int]:
+        """Blocks that an admission leaves free, lest it preempts at once: one for each sequence that may grow."""
+        num_spare = [0] * len(self.groups.pools)
+        for seq in self._running.values():
+            total = seq.prompt_len + seq.max_tokens - 1
+            may_grow = self.groups.may_grow(seq.block_tables, seq.num_computed_tokens, total)
+            num_spare = [spare + may for spare, may in zip(num_spare, may_grow, strict=True)]
+        return num_spare
+
+    def _find_prefix(self, seq: Sequence) -> tuple[Tables, int, list[int], bool]:
+        """Blocks to share in each group, tokens that need no computing, the blocks to copy into the first private ones,
+        and whether it all comes from the request's own prompt (a fork) rather than from the prefix cache."""
+        nothing = self.groups.new_tables()
         if seq.atomic_spans:  # keys and values inside a span depend on tokens after them: a prefix does not name them
-            return [], 0, None, False
+            return nothing, 0, [], False
         num_matchable = (len(seq.token_ids) - 1) // self._block_len
-        cached = self.pool.match(self._keys(seq, num_matchable)) if self.pool.prefix_cache else []
-        num_cached_tokens = len(cached) * self._block_len
-        held, fork_len = seq.choices.held_blocks, seq.prompt_len - 1
+        cached = self.groups.match(self._keys(seq, num_matchable)) if self.groups.prefix_cache else nothing
+        num_cached_tokens = len(cached[0]) * self._block_len
+        held, fork_len = seq.choices.held_tables, seq.prompt_len - 1
         if held and num_cached_tokens < fork_len:
             num_full, partial_len = divmod(fork_len, self._block_len)
-            return held[:num_full], fork_len, held[num_full] if partial_len else None, True
-        return cached, num_cached_tokens, None, False
+            partial = [table[num_full] for table in held] if partial_len else []
+            return [table[:num_full] for table in held], fork_len, partial, True
+        return cached, num_cached_tokens, [], False
 
     def _keys(self, seq: Sequence, num_blocks: int) -> list[bytes]:
         """Keys of the sequence's first `num_blocks` blocks, which must be full."""
@@ -390,10 +410,10 @@ class Scheduler:
     def _publish(self, seq: Sequence) -> None:
         """Let others find the blocks that have become full."""
         num_full = seq.num_computed_tokens // self._block_len
-        if self.pool.prefix_cache and not seq.atomic_spans:
+        if self.groups.prefix_cache and not seq.atomic_spans:
             keys = self._keys(seq, num_full)
             for i in range(seq.num_published_blocks, num_full):
-                self.pool.publish(seq.block_table[i], keys[i])
+                self.groups.publish(seq.block_tables, i, keys[i])
         seq.num_published_blocks = num_full
 
     def _release_forks(self, leader: Sequence) -> None:
@@ -402,8 +422,8 @@ class Scheduler:
         choices.leader = None
         if not choices.unforked:
             return
-        choices.held_blocks = leader.block_table[: -(-(leader.prompt_len - 1) // self._block_len)]
-        self.pool.share(choices.held_blocks)
+        choices.held_tables = self.groups.prefix(leader.block_tables, leader.prompt_len - 1)
+        self.groups.share(choices.held_tables)
         self._holding[choices.request.request_id] = choices
         for seq in reversed(choices.unforked.values()):
             self._enqueue_first(seq)
@@ -471,8 +491,9 @@ class Scheduler:
             del self._requests[choices.request.request_id]
 
     def _release_blocks(self, seq: Sequence) -> None:
-        self.pool.release(seq.block_table)
-        seq.block_table = []  # a new list: a plan in flight may still read the old one
+        self.groups.release(seq.block_tables)
+        seq.block_tables = self.groups.new_tables()  # a plan in flight may still read the old ones
+        seq.num_slots = 0
         seq.table_version += 1
 
     def _enqueue_first(self, seq: Sequence) -> None:
@@ -481,8 +502,8 @@ class Scheduler:
 
     def _drop_hold(self, choices: Choices) -> None:
         if self._holding.pop(choices.request.request_id, None):
-            self.pool.release(choices.held_blocks)
-            choices.held_blocks = []
+            self.groups.release(choices.held_tables)
+            choices.held_tables = []
 
     def _drop_holds(self) -> None:
         """Give up prompts kept for forks: those that have not started will compute the prompt again."""
@@ -497,8 +518,9 @@ def _row(seq: Sequence, start: int, end: int) -> StepRow:
         start,
         end - start,
         (token_ids[start],) if end - start == 1 else tuple(token_ids[start:end]),
-        seq.block_table,
+        seq.block_tables,
         seq.table_version,
+        seq.num_slots,
         end == len(token_ids),
         max(0, min(seq.prompt_len, end) - start),
     )

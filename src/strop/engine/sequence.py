@@ -6,10 +6,11 @@ from enum import Enum
 from typing import Any
 
 from strop.core.request import Request, SamplingParams
+from strop.engine.group_pools import Tables
 
 
 class State(Enum):
-    """WAITING sequences hold no blocks; RUNNING ones hold a block for every known token; FINISHED ones are gone."""
+    """WAITING sequences hold no blocks; RUNNING ones hold some for every known token; FINISHED ones are gone."""
 
     WAITING = 1
     RUNNING = 2
@@ -33,13 +34,16 @@ class Sequence:
     token_ids: list[int]
     """Prompt, then generated tokens."""
     prompt_len: int
+    block_tables: Tables
+    """One for each group of layers. Append-only, but for entries that a window passes, until preemption, which puts new
+    lists in their place and raises `table_version`."""
     atomic_spans: tuple[tuple[int, int], ...] = ()
     """Half-open token ranges, ascending, that one chunk must cover whole (bidirectional attention inside them)."""
     state: State = State.WAITING
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the cache. A step catches up from here to len(token_ids)."""
-    block_table: list[int] = field(default_factory=list)
-    """Append-only until preemption, which puts a new list in its place and raises `table_version`."""
+    num_slots: int = 0
+    """Tokens that all tables have room for."""
     table_version: int = 0
     block_keys: list[bytes] = field(default_factory=list)
     """Keys of the full blocks, as far as anyone asked; they depend on tokens only and outlive preemption."""
@@ -79,8 +83,8 @@ class Choices:
     """Computes the prompt; None once that is done or if there is nothing to share."""
     unforked: dict[int, Sequence] = field(default_factory=dict)
     """seq_id -> sequence that has not started. They join the waiting queue when the prompt is computed."""
-    held_blocks: list[int] = field(default_factory=list)
-    """The prompt's blocks, held until the last fork has started, or until space is short."""
+    held_tables: Tables = field(default_factory=list)
+    """The prompt's blocks in each group, held until the last fork has started, or until space is short."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when the first choice was admitted; None before that."""
 

@@ -1,6 +1,6 @@
-"""The compiled step: forward, logits of the wanted rows, sampling. The cache is donated in and returned."""
+"""The compiled step: forward, logits of the wanted rows, sampling. The caches are donated in and returned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,13 +20,16 @@ from strop.ops.program import string_calls
 from strop.ops.sample import SampleInputs, SampleOutputs
 from strop.ops.sample.op import greedy, sample
 
+Caches = tuple[jax.Array, ...]
+"""The cache array of each group of layers (strop.models.cache)."""
+
 
 def unpack(ints: jax.Array, shape: StepShape) -> tuple[Rows, jax.Array]:
     """The packed int32 array as token rows and the indices of the logits rows [S]."""
     at = 6 * shape.num_rows
     counts = ints[at : at + 2]
     logit_rows = ints[at + 2 : at + 2 + shape.num_seqs]
-    tables = ints[at + 2 + shape.num_seqs :].reshape(shape.num_seqs, shape.table_len)
+    tables = ints[at + 2 + shape.num_seqs :].reshape(shape.num_groups, shape.num_seqs, shape.table_len)
     return Rows(ints[:at].reshape(6, shape.num_rows), tables, counts), logit_rows
 
 
@@ -43,55 +46,59 @@ class CompiledModel:
         self._calls: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def step(
-        self, cache: jax.Array, ints: np.ndarray, inputs: SampleInputs | None, shape: StepShape, num_top: int
-    ) -> tuple[Any, jax.Array]:
-        """One step: SampleOutputs of the S rows, and the cache, which is donated in.
+        self, caches: Caches, ints: np.ndarray, inputs: SampleInputs | None, shape: StepShape, num_top: int
+    ) -> tuple[Any, Caches]:
+        """One step: SampleOutputs of the S rows, and the caches, which are donated in.
 
         `inputs=None` when every row is plainly greedy: then just the token ids [S] come back.
         """
 
-        num_edits = 0 if inputs is None else len(inputs.edit_row)
-        key = (shape, num_top, num_edits, cache.shape)
-
-        def step(
-            arrays: list[jax.Array], cache: jax.Array, ints: jax.Array, *inputs: jax.Array
-        ) -> tuple[jax.Array, ...]:
+        def step(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
+            caches, (ints, *inputs) = args[: shape.num_groups], args[shape.num_groups :]
             params = jax.tree.unflatten(self._tree, arrays)
             rows, logit_rows = unpack(ints, shape)
-            hidden, cache = decoder.forward(params, self._spec, rows, cache, self._layout)
+            hidden, caches = decoder.forward(params, self._spec, rows, caches, self._layout)
             logits = decoder.logits(params, self._spec, hidden, rows.counts, self._layout, logit_rows)
             platform = self._layout.platform
             if not inputs:
-                return greedy(logits, rows.counts, platform=platform), cache
+                return greedy(logits, rows.counts, platform=platform), *caches
             sampled = sample(logits, SampleInputs(*inputs), rows.counts, num_top=num_top, platform=platform)
-            return *sampled, cache
+            return *sampled, *caches
 
-        *sampled, cache = self._call(key, step, cache, ints, *(inputs or ()))
-        return sampled[0] if inputs is None else SampleOutputs(*sampled), cache
+        num_edits = 0 if inputs is None else len(inputs.edit_row)
+        sampled, caches = self._call((shape, num_top, num_edits), step, caches, ints, *(inputs or ()))
+        return sampled[0] if inputs is None else SampleOutputs(*sampled), caches
 
-    def logits(self, cache: jax.Array, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, jax.Array]:
-        """Logits of every row float32 [T, V], for scoring, and the cache: through the step's kernels."""
+    def logits(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
+        """Logits of every row float32 [T, V], for scoring, and the caches: through the step's kernels."""
 
-        def score(arrays: list[jax.Array], cache: jax.Array, ints: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def score(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
+            caches, ints = args[: shape.num_groups], args[shape.num_groups]
             params = jax.tree.unflatten(self._tree, arrays)
             rows, _ = unpack(ints, shape)
-            hidden, cache = decoder.forward(params, self._spec, rows, cache, self._layout)
+            hidden, caches = decoder.forward(params, self._spec, rows, caches, self._layout)
             counts = jnp.stack([rows.counts[0], rows.counts[0]])
-            return decoder.logits(params, self._spec, hidden, counts, self._layout), cache
+            return decoder.logits(params, self._spec, hidden, counts, self._layout), *caches
 
-        logits, cache = self._call(("logits", shape, cache.shape), score, cache, ints)
-        return logits, cache
+        (logits,), caches = self._call(("logits", shape), score, caches, ints)
+        return logits, caches
 
-    def _call(self, key: tuple[Any, ...], function: Callable[..., Any], *args: Any) -> Any:
+    def _call(
+        self, key: tuple[Any, ...], function: Callable[..., Any], caches: Caches, *args: Any
+    ) -> tuple[Sequence[Any], Caches]:
+        """What `function(arrays, *caches, *args)` returns before the caches, and the caches."""
+        key = (key, *(cache.shape for cache in caches))
         call = self._calls.get(key)
         if call is None:
-            call = self._calls[key] = self._bind(function, *args)
-        return call(*args)
+            call = self._calls[key] = self._bind(function, caches, *args)
+        results = call(*caches, *args)
+        return results[: -len(caches)], tuple(results[-len(caches) :])
 
-    def _bind(self, function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    def _bind(self, function: Callable[..., Any], caches: Caches, *args: Any) -> Callable[..., Any]:
         library = native.library() if self._layout.platform == "native" else None
-        bound = None if library is None else bind_native(library, function, self._arrays, *args)
-        return bound or partial(jax.jit(string_calls(function), donate_argnums=1), self._arrays)
+        bound = None if library is None else bind_native(library, function, self._arrays, *caches, *args)
+        donated = range(1, 1 + len(caches))
+        return bound or partial(jax.jit(string_calls(function), donate_argnums=donated), self._arrays)
 
 
 @partial(jax.jit, static_argnames=("axis",), donate_argnames=("cache",))

@@ -1,9 +1,10 @@
 """The network: one loop over the layers' data. It names no family."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 
+from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.spec import Experts, LayerSpec, ModelSpec
@@ -14,19 +15,22 @@ from strop.ops.experts import experts
 from strop.ops.linear import linear
 from strop.ops.norm import Norm, add_norm
 
+Caches = TypeVar("Caches", bound=tuple[jax.Array, ...] | None)
+"""The cache array of each group (strop.models.cache), or None where there is none: what goes in comes back."""
+
 
 def forward(
     params: Parameters,
     spec: ModelSpec,
     rows: Rows,
-    cache: Cache,
+    caches: Caches,
     layout: Single,
-) -> tuple[jax.Array, Cache]:
-    """Hidden states float32 [T, D] before the final norm, and the updated cache.
+) -> tuple[jax.Array, Caches]:
+    """Hidden states float32 [T, D] before the final norm, and the updated caches.
 
     Args:
-        rows: the step's T token rows.
-        cache: see ops.attention.cache_shape; None attends within the rows alone.
+        rows: the step's T token rows. `block_tables` is [G, S, P]: a table for each cache group of `spec`.
+        caches: an array per cache group, see ops.attention.new_cache; None attends within the rows alone.
     """
     counts, platform, vectors = rows.counts, layout.platform, params.vectors
     x = embed(
@@ -41,9 +45,14 @@ def forward(
         x = embed(rows.fields[1], params.weights["positions"], counts, platform=platform, residual=x)
     if spec.embedding_norm is not None:
         x = add_norm(x, _norm(params, spec.embedding_norm, "embedding_norm"), counts, platform=platform)
+    groups = cache_groups(spec)
+    places_in_cache = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
+    updated: list[jax.Array | None] = [None] * len(groups) if caches is None else [*caches]
     for layer, (layer_spec, places) in enumerate(zip(spec.layers, params.layers, strict=True)):
-        x, cache = _Layer(params, layer, layer_spec, places, rows, layout)(x, cache)
-    return x, cache
+        group, in_cache = places_in_cache[layer]
+        seen = rows if caches is None else rows._replace(block_tables=rows.block_tables[group])
+        x, updated[group] = _Layer(params, layer, layer_spec, places, seen, layout, in_cache)(x, updated[group])
+    return x, cast(Caches, None if caches is None else tuple(updated))
 
 
 def _norm(params: Parameters, spec: NormSpec, role: str, index: int = 0) -> Norm:
@@ -55,10 +64,17 @@ class _Layer:
     """One layer at work."""
 
     def __init__(
-        self, params: Parameters, index: int, spec: LayerSpec, places: LayerPlaces, rows: Rows, layout: Single
+        self,
+        params: Parameters,
+        index: int,
+        spec: LayerSpec,
+        places: LayerPlaces,
+        rows: Rows,
+        layout: Single,
+        index_in_cache: int,
     ) -> None:
         self._params, self._index, self._spec, self._places = params, index, spec, places
-        self._rows, self._layout = rows, layout
+        self._rows, self._layout, self._index_in_cache = rows, layout, index_in_cache
 
     def __call__(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         spec = self._spec
@@ -97,12 +113,12 @@ class _Layer:
         operands = AttentionOperands(
             None if places.rope is None else self._params.ropes[places.rope],
             qk_norm,
-            vectors["sinks"] if heads.sinks else None,
+            (vectors["sinks"], self._index) if heads.sinks else None,
         )
         return attention(
             self._matrix(places.qkv, x, norm=self._norm("attention_norm"), bias=vectors.get("qkv_bias")),
             cache,
-            self._index,
+            self._index_in_cache,
             self._rows,
             operands,
             num_heads=heads.num_heads,

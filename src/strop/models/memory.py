@@ -1,10 +1,12 @@
 """What a model takes, computed before anything is loaded."""
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
 from strop.formats.values import BLOCK_FORMATS, DENSE_DTYPES
+from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
 from strop.ops.cost import KV_BYTES
@@ -18,41 +20,98 @@ XLA_RUNTIME_BYTES = 800 * MIB
 
 
 @dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """The cache of the layers that see equally far back (strop.models.cache)."""
+
+    window_len: int | None
+    bytes_per_token: int
+    """Of all these layers together."""
+    num_blocks: int
+    """The null block included."""
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Where the bytes go."""
 
     weight_bytes: int
-    cache_bytes_per_token: int
-    cache_bytes: int
+    groups: tuple[GroupMemory, ...]
     activation_bytes: int
     max_context_len: int
     max_num_seqs: int
+    max_step_tokens: int
     block_len: int
     num_blocks: int
+    """As EngineConfig means it: of each layer that sees the whole context."""
     limit_bytes: int
     runtime_bytes: int
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of all blocks of all layers."""
+        return sum(group.num_blocks * self.block_len * group.bytes_per_token for group in self.groups)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """By which a sequence's cache grows with each token, without end."""
+        return sum(group.bytes_per_token for group in self.groups if group.window_len is None)
+
+    @property
+    def window_bytes_per_seq(self) -> int:
+        """The most that a sequence takes in layers with a window."""
+        return sum(
+            num_live_blocks(self.max_context_len, self.block_len, group.window_len)
+            * self.block_len
+            * group.bytes_per_token
+            for group in self.groups
+            if group.window_len is not None
+        )
 
     @property
     def total_bytes(self) -> int:
         """The whole process."""
         return self.weight_bytes + self.cache_bytes + self.activation_bytes + self.runtime_bytes
 
+    def visible_bytes(self, context_len: int) -> int:
+        """Keys and values that the last of so many tokens sees."""
+        return sum(group.bytes_per_token * min(context_len, group.window_len or context_len) for group in self.groups)
+
+    def longest(self, num_seqs: int) -> int:
+        """Tokens that each of so many sequences may have at the same time, while one of them computes its prompt."""
+        fits = self.max_context_len
+        for group in self.groups:
+            resting, working = (
+                num_live_blocks(fits, self.block_len, group.window_len, step_tokens)
+                for step_tokens in (1, self.max_step_tokens)
+            )
+            if (num_seqs - 1) * resting + working > group.num_blocks - 1:
+                fits = (group.num_blocks - 1) // num_seqs * self.block_len
+        return fits
+
     def describe(self) -> str:
         """A few lines for people: what is taken, and the longest context x concurrency that fits."""
-        cache_tokens = (self.num_blocks - 1) * self.block_len
-        at_full_len = max(1, min(self.max_num_seqs, cache_tokens // self.max_context_len))
+        parts = []
+        if self.cache_bytes_per_token:
+            cache_tokens = (self.num_blocks - 1) * self.block_len
+            parts += [f"{self.cache_bytes_per_token / 1024:.1f} KiB per token", f"{cache_tokens:,} tokens"]
+        if self.window_bytes_per_seq:
+            plus = "plus " if parts else ""
+            parts.insert(1, f"{plus}{_size(self.window_bytes_per_seq)} per sequence in windowed layers")
+        longest = self.longest(1)
+        at_full_len = max(n for n in range(1, self.max_num_seqs + 1) if self.longest(n) == longest)
         return (
             f"memory: weights {_size(self.weight_bytes)}, cache up to {_size(self.cache_bytes)} "
-            f"({self.cache_bytes_per_token / 1024:.1f} KiB per token, {cache_tokens:,} tokens), "
-            f"activations {_size(self.activation_bytes)}, runtime {_size(self.runtime_bytes)}; "
+            f"({', '.join(parts)}), activations {_size(self.activation_bytes)}, runtime {_size(self.runtime_bytes)}; "
             f"in all {_size(self.total_bytes)} of {_size(self.limit_bytes)}\n"
-            f"fits: {at_full_len} sequences of {min(self.max_context_len, cache_tokens):,} tokens, or "
-            f"{self.max_num_seqs} of {min(self.max_context_len, cache_tokens // self.max_num_seqs):,}"
+            f"fits: {at_full_len} sequences of {longest:,} tokens, or "
+            f"{self.max_num_seqs} of {self.longest(self.max_num_seqs):,}"
         )
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / MIB:.{0 if num_bytes >= 10 * MIB else 1}f} MiB"
 
 
 def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
@@ -71,12 +130,6 @@ def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: 
         else:
             total += num_values * DENSE_DTYPES[stored.format].itemsize
     return total
-
-
-def cache_bytes_per_token(spec: ModelSpec, item_bytes: int = 2, scale_bytes: int = 0) -> int:
-    """Bytes of keys and values of one token in all layers."""
-    heads = (layer.attention for layer in spec.layers)
-    return sum(2 * each.num_kv_heads * (each.head_dim * item_bytes + scale_bytes) for each in heads)
 
 
 def plan_memory(
@@ -98,8 +151,17 @@ def plan_memory(
     limit = config.memory_bytes or available_bytes
     weights = weight_bytes(reader, platform, dense_item_bytes)
     kv_bytes = KV_BYTES[config.kv_dtype] if platform == "native" else (dense_item_bytes, 0)
-    per_token = cache_bytes_per_token(spec, *kv_bytes)
-    per_block = per_token * config.block_len
+
+    def groups(num_blocks: int) -> tuple[GroupMemory, ...]:
+        sized = replace(config, num_blocks=num_blocks)
+        return tuple(
+            GroupMemory(group.window_len, group.bytes_per_token(*kv_bytes), num_pool_blocks(sized, group.window_len))
+            for group in cache_groups(spec)
+        )
+
+    def cache_bytes(num_blocks: int) -> int:
+        return sum(group.num_blocks * group.bytes_per_token for group in groups(num_blocks)) * config.block_len
+
     widest = max(
         spec.model_dim * 4
         + max(
@@ -120,9 +182,9 @@ def plan_memory(
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1
-    num_blocks = config.num_blocks or min(needed_blocks, max(room // 2, 0) // per_block)
-    if num_blocks < 2 or num_blocks * per_block > room:
-        wanted = max(config.num_blocks, 2) * per_block
+    num_blocks = config.num_blocks or bisect_right(range(needed_blocks + 1), max(room // 2, 0), key=cache_bytes) - 1
+    if num_blocks < 2 or cache_bytes(num_blocks) > room:
+        wanted = cache_bytes(max(config.num_blocks, 2))
         smaller = "num_blocks" if config.num_blocks else "max_num_seqs or max_step_tokens"
         raise CapacityError(
             f"the model does not fit: weights {_size(weights)} + runtime {_size(runtime)} + activations "
@@ -132,11 +194,11 @@ def plan_memory(
         )
     return MemoryPlan(
         weights,
-        per_token,
-        num_blocks * per_block,
+        groups(num_blocks),
         activations,
         config.max_context_len,
         config.max_num_seqs,
+        config.max_step_tokens,
         config.block_len,
         num_blocks,
         limit,

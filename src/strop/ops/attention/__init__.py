@@ -63,8 +63,8 @@ class AttentionOperands(NamedTuple):
     qk_norm: tuple[Norm, Norm] | None = None
     """For queries and keys, before the rotation: of each head by one weight [H] or by its own [N, H] and [K, H], or of
     all heads together, [N H] and [K H]."""
-    sinks: jax.Array | None = None
-    """float32 [L, N]: a score per head that only takes its share of the softmax; `layer` picks the row."""
+    sinks: tuple[jax.Array, int] | None = None
+    """float32 [L, N] and a row of it: a score per head that only takes its share of the softmax."""
 
 
 def attention(

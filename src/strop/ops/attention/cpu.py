@@ -34,7 +34,7 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention."""
     assert cache is not None, "the native kernel attends through a cache"
-    sinks = () if operands.sinks is None else (operands.sinks,)
+    sinks, sinks_row = ((), -1) if operands.sinks is None else ((operands.sinks[0],), operands.sinks[1])
     (q_arrays, q_attrs), (k_arrays, k_attrs) = map(norm_operands, operands.qk_norm or (None, None))
     attended, cache = call_native(
         "attention",
@@ -45,7 +45,7 @@ def attention(
         ],
         call.kv_dtype == "int8", layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim,
         float(call.scale), float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0,
-        bool(sinks), *q_attrs, *k_attrs,
+        sinks_row, *q_attrs, *k_attrs,
         aliases={1: 1},
     )  # fmt: skip
     return attended, cache

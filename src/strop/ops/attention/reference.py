@@ -17,7 +17,7 @@ def attention(
     _, position, slot, lo, hi, seq = rows.fields
     if call.window_len is not None:
         lo = jnp.maximum(lo, slot + 1 - call.window_len)
-    sinks = None if operands.sinks is None else operands.sinks[layer]
+    sinks = None if operands.sinks is None else operands.sinks[0][operands.sinks[1]]
     num_rows, num_heads, num_kv_heads, head_dim = call.num_rows, call.num_heads, call.num_kv_heads, call.head_dim
     heads = qkv.reshape(num_rows, num_heads + 2 * num_kv_heads, head_dim)
     q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
