@@ -118,7 +118,7 @@ struct RowCount {
   bool read(int* value) const { return (*value = *count) >= 0 && *value <= limit; }
 };
 
-inline bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32); }
+inline bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kQ8Zeros); }
 inline bool is_activation(int value) { return value >= 0 && value <= int(Activation::kGeluSigmoid); }
 
 // A matrix of a stack of weights [L, bytes]; false when the bytes do not hold the layout's tiles.

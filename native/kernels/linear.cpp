@@ -138,7 +138,10 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
       const uint8_t* scales = tile + t * tile_bytes + codes_bytes + size_t(g) * 32;
       const Floats w_scale = load_half(reinterpret_cast<const uint16_t*>(scales));
       Floats w_offset;
-      if constexpr (kOffset) w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups) * 32));
+      if constexpr (kOffset) {
+        w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups) * 32));
+        if (layout.has_zeros()) w_offset = mul(w_offset, w_scale);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const size_t at = size_t(r) * num_groups + g;
@@ -221,7 +224,10 @@ void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* co
     }
     const Floats w_scale = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(g) * 32));
     Floats w_offset;
-    if constexpr (kOffset) w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups + g) * 32));
+    if constexpr (kOffset) {
+      w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups + g) * 32));
+      if (layout.has_zeros()) w_offset = mul(w_offset, w_scale);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kMaxTileRows; ++r) {
       if (r >= rows) break;
@@ -242,9 +248,11 @@ template <int kRows, int kTiles>
 TileFn tile_function(WeightFormat format) {
   switch (format) {
     case WeightFormat::kQ4: return quantised_tile<4, false, kRows, kTiles>;
-    case WeightFormat::kQ4Offset: return quantised_tile<4, true, kRows, kTiles>;
+    case WeightFormat::kQ4Offset:
+    case WeightFormat::kQ4Zeros: return quantised_tile<4, true, kRows, kTiles>;
     case WeightFormat::kQ8: return quantised_tile<8, false, kRows, kTiles>;
-    case WeightFormat::kQ8Offset: return quantised_tile<8, true, kRows, kTiles>;
+    case WeightFormat::kQ8Offset:
+    case WeightFormat::kQ8Zeros: return quantised_tile<8, true, kRows, kTiles>;
     case WeightFormat::kBf16: return float_tile<WeightFormat::kBf16, kRows, kTiles>;
     case WeightFormat::kF16: return float_tile<WeightFormat::kF16, kRows, kTiles>;
     case WeightFormat::kF32: return float_tile<WeightFormat::kF32, kRows, kTiles>;
@@ -526,7 +534,7 @@ void look_up(const EmbedArgs& args) {
       }
       continue;
     }
-    const bool four = layout.format <= WeightFormat::kQ4Offset;
+    const bool four = layout.four_bit();
     const auto* scales = reinterpret_cast<const uint16_t*>(tile + layout.codes_bytes());
     for (int k = 0; k < k_len; ++k) {
       const int group = k / kGroupLen, in = k % kGroupLen;
@@ -539,7 +547,10 @@ void look_up(const EmbedArgs& args) {
       }
       const float scale = half_to_float(scales[group * 16 + column]);
       float value = scale * float(code - layout.zero);
-      if (layout.has_offset()) value += half_to_float(scales[(layout.num_groups() + group) * 16 + column]);
+      if (layout.has_offset()) {
+        const float offset = half_to_float(scales[(layout.num_groups() + group) * 16 + column]);
+        value += layout.has_zeros() ? scale * offset : offset;
+      }
       y[k] = value;
     }
   }

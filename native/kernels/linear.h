@@ -11,9 +11,12 @@ namespace strop {
 // Packed weights are tiles of 16 output columns. A quantised tile holds, for G = K / 32 groups:
 //   codes   [G][4][16][4] bytes holding two 4-bit codes (low nibbles are k 0..15 of the group, high ones 16..31),
 //           or [G][8][16][4] 8-bit codes;
-//   scale   [G][16] half; then, when the format has one, offset [G][16] half.
+//   scale   [G][16] half; then, when the format has one, offset [G][16] half: added to the weights of a group, or
+//           (k..Zeros) to their codes: minus the code that stands for 0.
 // A float tile holds [K/2][16][2] bf16, or [K][16] half or float. Tiles start at multiples of 64 bytes.
-enum class WeightFormat : int32_t { kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6 };
+enum class WeightFormat : int32_t {
+  kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6, kQ4Zeros = 7, kQ8Zeros = 8
+};
 
 enum class Activation : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kRelu = 4, kGeluSigmoid = 5 };
 
@@ -29,11 +32,17 @@ struct WeightLayout {
   int k_len;
   int num_tiles;
 
-  STROP_INLINE bool quantised() const { return format <= WeightFormat::kQ8Offset; }
-  STROP_INLINE bool has_offset() const { return format == WeightFormat::kQ4Offset || format == WeightFormat::kQ8Offset; }
+  STROP_INLINE bool four_bit() const {
+    return format == WeightFormat::kQ4 || format == WeightFormat::kQ4Offset || format == WeightFormat::kQ4Zeros;
+  }
+  STROP_INLINE bool quantised() const { return format <= WeightFormat::kQ8Offset || has_zeros(); }
+  STROP_INLINE bool has_zeros() const { return format >= WeightFormat::kQ4Zeros; }
+  STROP_INLINE bool has_offset() const {
+    return format == WeightFormat::kQ4Offset || format == WeightFormat::kQ8Offset || has_zeros();
+  }
   STROP_INLINE int num_groups() const { return k_len / kGroupLen; }
   STROP_INLINE size_t codes_bytes() const {
-    const size_t group = format <= WeightFormat::kQ4Offset ? 256 : 512;
+    const size_t group = four_bit() ? 256 : 512;
     return group * num_groups();
   }
   STROP_INLINE size_t tile_bytes() const {

@@ -1,5 +1,7 @@
 """Random weights of every format, packed as the kernels read them."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -15,6 +17,11 @@ def quantized(rng, n, k, bits, zero, has_offset):
     return GroupQuantized(rng.integers(0, 1 << bits, (n, k)).astype(np.uint8), scale, offset, zero, bits)
 
 
+def with_zeros(rng, n, k, bits):
+    value = quantized(rng, n, k, bits, 0, False)
+    return replace(value, zero=rng.integers(0, 1 << bits, (n, k // 32)).astype(np.uint8))
+
+
 def make(rng, format_name, n, k):
     matrix = (rng.standard_normal((n, k)) * 0.05).astype(np.float32)
     return {
@@ -23,6 +30,8 @@ def make(rng, format_name, n, k):
         "q8": lambda: quantized(rng, n, k, 8, 128, False),
         "q8_zero16": lambda: quantized(rng, n, k, 5, 16, False),
         "q8_offset": lambda: quantized(rng, n, k, 5, 0, True),
+        "q4_zeros": lambda: with_zeros(rng, n, k, 4),
+        "q8_zeros": lambda: with_zeros(rng, n, k, 8),
         "bf16": lambda: matrix.astype(ml_dtypes.bfloat16),
         "f16": lambda: matrix.astype(np.float16),
         "f32": lambda: matrix,

@@ -118,7 +118,7 @@ def test_embedding_rows_are_the_weights_own(isa, format_name):
 
 def test_unlike_parts_unite_exactly():
     rng = np.random.default_rng(5)
-    kinds = ("q4", "q4_offset", "q8", "q8_zero16", "q8_offset")
+    kinds = ("q4", "q4_offset", "q8", "q8_zero16", "q8_offset", "q4_zeros", "q8_zeros")
     for a in kinds:
         for b in (*kinds, "f32"):
             parts = [make(rng, a, 16, 64), make(rng, b, 16, 64)]
@@ -127,6 +127,8 @@ def test_unlike_parts_unite_exactly():
                     dense(after), dense(before), rtol=1e-3 if "offset" in a + b else 0, atol=1e-6
                 )
             assert len({packed_format(part) for part in unify(parts)}) == 1
+    four_bits = unify([make(rng, "q4", 16, 64), make(rng, "q4_zeros", 16, 64)])
+    assert {packed_format(part) for part in four_bits} == {"q4_zeros"}
 
 
 def test_wrong_shapes_are_refused(isa):

@@ -70,12 +70,12 @@ class CostModel:
                 cost = attention_cost.cost(call, sum(map(sum, seen)), read, item_bytes)
             elif isinstance(call, LinearCall):
                 cost = linear_cost.cost(call)
-            elif isinstance(call, ExpertsCall):
-                cost = experts_cost.cost(call)
             elif isinstance(call, EmbedCall):
                 cost = embed_cost.cost(call)
             elif isinstance(call, AddNormCall):
                 continue  # neither products nor stored data
+            elif isinstance(call, ExpertsCall):
+                cost = experts_cost.cost(call)
             else:
                 cost = sample_cost.cost(call)
             flops[cost.kind] += cost.flops

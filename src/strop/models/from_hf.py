@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from strop.core.errors import UnsupportedError
+from strop.formats.foreign import kind_of_config
 from strop.models.config import Config
 from strop.models.families import FAMILIES
 from strop.models.family import Family
@@ -46,6 +48,8 @@ def family_from_hf(config: Mapping[str, Any]) -> Family:
         if is_one and architectures[0] in family.architectures:
             named.require("model_type", family.model_type)
             return family
+    if kind := kind_of_config(config):
+        raise UnsupportedError(f"the model is {kind}")
     raise named.refuse(
         "architectures", "one of " + ", ".join(name for known in FAMILIES for name in known.architectures)
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from strop.core.errors import UnsupportedError
 from strop.formats.pack_cache import PackCache, PackFile, PackWriter
-from strop.formats.values import TensorValue, dense
+from strop.formats.values import TensorInfo, TensorValue, dense
 from strop.models.packing import pack, packed_bytes, packed_format, unify
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.reader import ParameterReader
@@ -264,9 +265,59 @@ def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) ->
             value = np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, -value.shape[-1] % TILE_COLUMNS)])
         writer.add(name, np.ascontiguousarray(value, np.float32))
         manifest["vectors"].append(name)
+    manifest["source"] = str(reader.checkpoint.path.absolute())  # only to tell people what the pack is of
     writer.add("manifest", np.frombuffer(json.dumps(manifest).encode(), np.uint8))
 
 
 def pack_directory() -> Path:
     """Where packed weights are kept."""
     return PackCache().directory
+
+
+def load_abstract(reader: ParameterReader, spec: ModelSpec, platform: Platform, *, num_positions: int) -> Parameters:
+    """What `load` returns, with shapes in place of the matrices: for counting costs.
+
+    Reads the vectors, and the smallest tensor of each format. `xla` is counted in float32.
+    """
+    samples: dict[tuple[str, float], TensorValue] = {}
+
+    def kind(info: TensorInfo) -> tuple[str, float]:
+        return info.format, info.num_bytes / max(1, math.prod(info.shape))
+
+    def sample(path: str) -> TensorValue:
+        found = kind(reader.checkpoint.tensors[reader.tensor_name(path)])
+        if found not in samples:
+            alike = [info for info in reader.checkpoint.tensors.values() if kind(info) == found]
+            samples[found] = reader.checkpoint.read(min(alike, key=lambda info: info.num_bytes).name)
+        return samples[found]
+
+    def format_and_shape(paths: list[str]) -> tuple[str, tuple[int, int]]:
+        rows = sum(reader.inventory[path].shape[0] for path in paths)
+        shape = (rows, reader.inventory[paths[0]].shape[1])
+        return "dense" if platform == "xla" else packed_format(unify([sample(path) for path in paths])[0]), shape
+
+    def weight(count: int, format_name: str, shape: tuple[int, int]) -> Weight:
+        if format_name == "dense":
+            data = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+        else:
+            data = jax.ShapeDtypeStruct((count, packed_bytes(format_name, *shape)), jnp.uint8)
+        return Weight(data, format_name, shape)  # type: ignore[arg-type]
+
+    shapes: dict[str, tuple[str, tuple[int, int]]] = {}
+
+    def stack_of(matrix: _Matrix) -> str:
+        found = format_and_shape([path for path in matrix.paths if path in reader.inventory])
+        name = f"{matrix.role}.{found[0]}.{found[1][0]}x{found[1][1]}"
+        shapes[name] = found
+        return name
+
+    stacks, places = _assign(spec, stack_of)
+    weights = {name: weight(len(members), *shapes[name]) for name, members in stacks.items()}
+    for name in _tables(spec):
+        weights[name] = weight(1, *format_and_shape([name]))
+    tables = [
+        jax.ShapeDtypeStruct((num_positions, rope.rotary_dim // 2), jnp.float32) for rope in _distinct_ropes(spec)
+    ]
+    vectors = {name: jnp.asarray(value) for name, value in _read_vectors(reader, spec).items()}
+    ropes: Any = tuple((table, table) for table in tables)
+    return Parameters(weights, vectors, ropes, places)

@@ -1,6 +1,7 @@
 """Canonical values -> the native kernels' tiles (native/kernels/linear.h). Exact: re-arranged, never rounded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -19,11 +20,25 @@ def unify(parts: Sequence[TensorValue]) -> list[TensorValue]:
         if len({part.dtype for part in parts if isinstance(part, np.ndarray)}) == 1 and not quantized:
             return list(parts)
         return [dense(part) for part in parts]
-    if len({(part.bits, part.zero, part.offset is None) for part in quantized}) == 1:
+    if len({(part.bits, _common_zero(part), part.offset is None) for part in quantized}) == 1:
         return list(parts)
+    zeros_by_group = [part for part in quantized if _common_zero(part) is None]
     if any(part.offset is not None for part in quantized):
-        return [_with_offset(part) for part in quantized]
-    return [GroupQuantized(part.codes + np.uint8(128 - part.zero), part.scale, None, 128, 8) for part in quantized]
+        return [dense(part) for part in quantized] if zeros_by_group else [_with_offset(part) for part in quantized]
+    if zeros_by_group and len({part.bits for part in quantized}) == 1:
+        return [_with_zeros(part) for part in quantized]
+    if any(part.bits == 8 for part in zeros_by_group):
+        return [dense(part) for part in quantized]
+    return [part.with_zero_128() for part in quantized]
+
+
+def _with_zeros(part: GroupQuantized) -> GroupQuantized:
+    rows, columns = part.shape
+    return replace(part, zero=np.broadcast_to(np.asarray(part.zero, np.uint8), (rows, columns // part.group_len)))
+
+
+def _common_zero(part: GroupQuantized) -> int | None:
+    return None if isinstance(part.zero, np.ndarray) else part.zero
 
 
 def _with_offset(part: GroupQuantized) -> TensorValue:
@@ -47,6 +62,8 @@ def packed_format(part: TensorValue) -> str:
     if isinstance(part, np.ndarray):
         return _DENSE_FORMATS[part.dtype]
     _one_level(part.scale)
+    if isinstance(part.zero, np.ndarray):
+        return "q4_zeros" if part.bits == 4 else "q8_zeros"
     if part.offset is not None:
         return "q4_offset" if part.bits == 4 and part.zero == 0 else "q8_offset"
     return {8: "q4", 128: "q8", 16: "q8_zero16"}[part.zero]
@@ -91,7 +108,7 @@ def _join_rows(parts: Sequence[TensorValue]) -> TensorValue:
         np.concatenate([part.codes for part in quantized]),
         np.concatenate([_one_level(part.scale) for part in quantized]),
         np.concatenate(offsets) if offsets else None,
-        first.zero,
+        np.concatenate([part.zero for part in quantized]) if isinstance(first.zero, np.ndarray) else first.zero,
         first.bits,
     )
 
@@ -109,17 +126,17 @@ def _pack_tiles(part: TensorValue, format_name: str, tiles: np.ndarray) -> None:
             _pack_quantized(part.take_rows(some), packed.bits, k_len // GROUP_LEN, into)
 
 
-def _pad_rows(array: np.ndarray, num_rows: int, fill: int = 0) -> np.ndarray:
+def _pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     if array.shape[0] == num_rows:
         return array
-    padded = np.full((num_rows, *array.shape[1:]), fill, array.dtype)
+    padded = np.zeros((num_rows, *array.shape[1:]), array.dtype)
     padded[: array.shape[0]] = array
     return padded
 
 
 def _pack_quantized(part: GroupQuantized, bits: int, groups: int, tiles: np.ndarray) -> None:
     num_tiles = tiles.shape[0]
-    codes = _pad_rows(part.codes, num_tiles * TILE_COLUMNS, part.zero)
+    codes = _pad_rows(part.codes, num_tiles * TILE_COLUMNS)  # whose scales are 0
     codes = codes.reshape(num_tiles, TILE_COLUMNS, groups, GROUP_LEN)
     if bits == 4:
         codes = codes[..., :16] | codes[..., 16:] << 4
@@ -127,7 +144,9 @@ def _pack_quantized(part: GroupQuantized, bits: int, groups: int, tiles: np.ndar
     codes_bytes = codes.shape[-1] * groups * TILE_COLUMNS
     tiles[:, :codes_bytes].reshape(num_tiles, groups, -1, TILE_COLUMNS, 4)[...] = slices
     at = codes_bytes
-    for values in (part.scale, part.offset):
+    # The kernel multiplies the scale with what is added to the codes.
+    offset = -part.zero.astype(np.float16) if isinstance(part.zero, np.ndarray) else part.offset
+    for values in (part.scale, offset):
         if values is not None:
             by_column = _pad_rows(_one_level(values), num_tiles * TILE_COLUMNS).reshape(num_tiles, TILE_COLUMNS, groups)
             by_group = np.ascontiguousarray(by_column.transpose(0, 2, 1)).view(np.uint8).reshape(num_tiles, -1)

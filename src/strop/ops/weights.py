@@ -41,6 +41,8 @@ PACKED_FORMATS = {
     "bf16": PackedFormat(4, 16),
     "f16": PackedFormat(5, 16),
     "f32": PackedFormat(6, 32),
+    "q4_zeros": PackedFormat(7, 4, has_offset=True),
+    "q8_zeros": PackedFormat(8, 8, has_offset=True),
 }
 
 
