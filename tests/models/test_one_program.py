@@ -1,5 +1,6 @@
 """Whatever a network has, a step of it is one native program, bound without XLA, and says what the reference says."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,7 +76,8 @@ NETWORKS = {
 def load_random(spec: ModelSpec, platform: Platform) -> CompiledModel:
     rng = np.random.default_rng(0)
     values = {path: (rng.standard_normal(info.shape) / 4).astype(np.float32) for path, info in inventory(spec).items()}
-    reader: Any = SimpleNamespace(inventory=inventory(spec), read=values.__getitem__)
+    checkpoint = SimpleNamespace(path=Path("random"))
+    reader: Any = SimpleNamespace(inventory=inventory(spec), read=values.__getitem__, checkpoint=checkpoint)
     params = load(reader, spec, platform, num_positions=64, source_hash=lambda: f"random-{hash(spec)}")
     return CompiledModel(params, spec, Single(platform, BLOCK_LEN))
 
