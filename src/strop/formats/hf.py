@@ -68,11 +68,6 @@ class SafetensorsFile:
         array: np.ndarray = self._file.get_tensor(name)
         return array
 
-    def read_part(self, name: str, index: int) -> np.ndarray:
-        """One entry of the tensor's first axis."""
-        array: np.ndarray = self._file.get_slice(name)[index]
-        return array
-
     def _read_float8(self, name: str) -> np.ndarray:
         """The library has no numpy dtype for these; it has checked the header that says where they are."""
         start, end = self._extents[name]
@@ -90,6 +85,11 @@ class SafetensorsFile:
             header = json.loads(file.read(header_len))
         offsets = {name: header[name]["data_offsets"] for name in self.tensors}
         return {name: (8 + header_len + start, 8 + header_len + end) for name, (start, end) in offsets.items()}
+
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One entry of the tensor's first axis."""
+        array: np.ndarray = self._file.get_slice(name)[index]
+        return array
 
 
 def _num_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -126,17 +126,21 @@ class HFCheckpoint:
         weight = self._quantized.weight(name)
         if weight is not None:
             return weight.decode()
+        self._refuse_dtype(name)
+        return self._files.read(name)
+
+    def read_part(self, name: str, index: int) -> np.ndarray:
+        """One of the arrays that a tensor, not quantised, stacks along its first axis."""
+        self._refuse_dtype(name)
+        return self._files.read_part(name, index)
+
+    def _refuse_dtype(self, name: str) -> None:
         info = self.tensors[name]
         if info.format not in DENSE_DTYPES:
             raise UnsupportedError(
                 f"{self.path}: the tensor {name!r} has dtype {info.format}; supported are {', '.join(DENSE_DTYPES)}:"
                 " use an unquantised checkpoint, or a GGUF file"
             )
-        return self._files.read(name)
-
-    def read_part(self, name: str, index: int) -> np.ndarray:
-        """One of the arrays that a dense tensor stacks along its first axis; no quantiser makes such a one."""
-        return self._files.read_part(name, index)
 
     def is_empty_bias(self, name: str) -> bool:
         """Whether a tensor is a bias of zeros that the quantiser added."""

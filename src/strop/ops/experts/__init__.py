@@ -80,7 +80,7 @@ def experts(
 
     A row's sum is taken in the order of its experts. Products round as those of ops.linear do.
     """
-    weight, matrix_out = gate_up[0], down[0]
+    weight = gate_up[0]
     call = ExpertsCall(
         x.shape[0],
         x.shape[1],
@@ -88,8 +88,8 @@ def experts(
         scores.shape[1],
         num_active,
         weight.format,
-        matrix_out.format,
-        weight.bytes_per_matrix + matrix_out.bytes_per_matrix,
+        down[0].format,
+        weight.bytes_per_matrix + down[0].bytes_per_matrix,
         normalise,
         activation,
         gate_limit,
