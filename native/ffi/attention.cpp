@@ -35,9 +35,9 @@ bool norms_heads(const NormArgs& norm, int num_heads, int head_dim) {
 
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
 // not write. Huge pages, where the system grants them: sequences' pages lie scattered, and each would miss the TLB.
-ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
+ffi::Error allocate(ffi::Result<ffi::AnyBuffer> cache) {
   constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(cache->typed_data()), end = begin + cache->size_bytes();
+  const auto begin = reinterpret_cast<uintptr_t>(cache->untyped_data()), end = begin + cache->size_bytes();
   const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failure is fine
   return ffi::Error::Success();
@@ -45,12 +45,13 @@ ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
 
 }  // namespace
 
-// qkv, cache [L, P, K, 2, block_len * H], row fields, block tables, counts, [cos, sin], [sinks], [norm of queries, norm of
+// qkv, cache [L, P, K, 2, page], row fields, block tables, counts, [cos, sin], [sinks], [norm of queries], [norm of
 // keys], y. The cache is written in place.
 ffi::Error Attention::decode(Operands& operands) {
   AttentionArgs& a = args;
   const auto qkv = operands.next<ffi::F32>();
-  const auto cache = operands.next<ffi::BF16>();
+  a.quantised = operands.attr();
+  const Tensor cache = operands.next_of(a.quantised ? ffi::U8 : ffi::BF16);
   const auto fields = operands.next<ffi::S32>(), tables = operands.next<ffi::S32>(), counts = operands.next<ffi::S32>();
   const int layer = operands.attr();
   a.num_heads = operands.attr(), a.num_kv_heads = operands.attr(), a.head_dim = operands.attr();
@@ -67,17 +68,20 @@ ffi::Error Attention::decode(Operands& operands) {
   if (qkv.dims.size() != 2 || tables.dims.size() != 2 || !rows.bind(counts, 0, qkv.dims[0]))
     return invalid("attention: no such row count");
   if (cache.dims.size() != 5 || layer < 0 || layer >= cache.dims[0] || cache.dims[2] != a.num_kv_heads || cache.dims[3] != 2)
-    return invalid("attention: the cache needs shape [L, P, K, 2, block_len * H]");
-  if (a.head_dim < 16 || a.head_dim > 512 || a.head_dim % 16 != 0 || a.num_kv_heads <= 0 ||
+    return invalid("attention: the cache needs shape [L, P, K, 2, page]");
+  if (a.head_dim < 16 || a.head_dim > kMaxHeadDim || a.head_dim % 16 != 0 || a.num_kv_heads <= 0 ||
       a.num_heads % a.num_kv_heads != 0 || a.rotary_dim < 0 || a.rotary_dim > a.head_dim)
     return invalid("attention: bad heads");
-  if (cache.dims[4] != int64_t(kAttentionBlockLen) * a.head_dim) return invalid("attention: bad block length");
+  // Codes are followed by a float scale per token.
+  if (cache.dims[4] != int64_t(kAttentionBlockLen) * (a.head_dim + (a.quantised ? 4 : 0)))
+    return invalid("attention: bad block length");
   const int64_t max_rows = qkv.dims[0];
   if (qkv.dims[1] != int64_t(a.num_heads + 2 * a.num_kv_heads) * a.head_dim ||
       y.count() != max_rows * a.num_heads * a.head_dim || fields.count() != kNumRowFields * max_rows)
     return invalid("attention: shapes of qkv, rows and y disagree");
   a.qkv = qkv.data;
-  a.cache = reinterpret_cast<uint16_t*>(cache.data) + cache.dims[1] * cache.dims[2] * 2 * cache.dims[4] * layer;
+  const int64_t layer_len = cache.dims[1] * cache.dims[2] * 2 * cache.dims[4];
+  a.cache = static_cast<uint8_t*>(cache.data) + layer_len * (a.quantised ? 1 : 2) * layer;
   a.positions = fields.data + kPosition * max_rows, a.slots = fields.data + kSlot * max_rows;
   a.kv_lo = fields.data + kLo * max_rows, a.kv_hi = fields.data + kHi * max_rows, a.seqs = fields.data + kSeq * max_rows;
   a.block_tables = tables.data;
@@ -112,4 +116,4 @@ const char* Attention::admit(Admitted& before) {
 }  // namespace strop
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(strop_allocate, strop::allocate,
-                              xla::ffi::Ffi::Bind().Ret<xla::ffi::Buffer<xla::ffi::BF16>>());
+                              xla::ffi::Ffi::Bind().Ret<xla::ffi::AnyBuffer>());

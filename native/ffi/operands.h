@@ -54,6 +54,8 @@ class Operands {
   View<kType> next() {
     return take<kType>(kType == ffi::S32 || kType == ffi::U32 ? num_operands_ : tensors_.size());
   }
+  // The next operand where an attribute tells its type.
+  Tensor next_of(ffi::DataType type) { return take_of(type, tensors_.size()); }
   // The next result.
   template <ffi::DataType kType>
   View<kType> result() {
@@ -78,11 +80,15 @@ class Operands {
  private:
   template <ffi::DataType kType>
   View<kType> take(size_t end_slot) {
-    if (!ok || slots_left_ == 0) return fail<View<kType>>();
+    const Tensor tensor = take_of(kType, end_slot);
+    return {static_cast<ffi::NativeType<kType>*>(tensor.data), tensor.dims};
+  }
+  Tensor take_of(ffi::DataType type, size_t end_slot) {
+    if (!ok || slots_left_ == 0) return fail<Tensor>();
     --slots_left_;
     const size_t slot = item(slots_++);
-    if (slot >= end_slot || tensors_[slot].dtype != kType) return fail<View<kType>>();
-    return {static_cast<ffi::NativeType<kType>*>(tensors_[slot].data), tensors_[slot].dims};
+    if (slot >= end_slot || tensors_[slot].dtype != type) return fail<Tensor>();
+    return tensors_[slot];
   }
   uint32_t item(size_t at) {
     if (at >= code_.size() || code_[at] < 0) return fail<uint32_t>();

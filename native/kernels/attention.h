@@ -9,13 +9,18 @@
 namespace strop {
 
 constexpr int kAttentionBlockLen = 32;  // tokens of a page
+constexpr int kMaxHeadDim = 512;
 
-// The cache of one layer is [num_blocks][K kv heads][2] pages of block_len x H bf16:
+// The cache of one layer is [num_blocks][K kv heads][2] pages of block_len x H numbers:
 //   keys   [H/2][block_len][2]   (lanes are tokens: a product with a query sweeps the head dimension)
 //   values [block_len/2][H][2]   (lanes are head dimensions: a product with probabilities sweeps the tokens)
+// Numbers are bf16. Or they are int8 codes by fours:
+//   keys   [H/4][block_len][4] codes + 128, values [block_len/4][H][4]
+// and behind each page lie the float scales [block_len] of its tokens, absmax / 127.
 struct AttentionArgs {
   const float* qkv;          // [num_rows, (N + 2 K) H]
-  uint16_t* cache;           // this layer's pages
+  uint8_t* cache;            // this layer's pages
+  bool quantised;            // they hold codes
   const int32_t* positions;  // [num_rows] for the rotation
   const int32_t* slots;      // [num_rows] place in the sequence's cache
   const int32_t* kv_lo;      // [num_rows] first visible slot

@@ -92,12 +92,25 @@ inline Bytes low_nibbles(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_ep
 inline Bytes high_nibbles(Bytes a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
 }
+// The same four bytes in every lane.
+inline Bytes broadcast_four(const void* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return {_mm512_set1_epi32(four)};
+}
+// acc[lane] += sum over 4 of a[4 lane + j] (unsigned) * b[4 lane + j] (signed); exact.
+inline Ints dot_bytes(Ints acc, Bytes a, Bytes b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
 // acc[lane] += sum over 4 of weights[4 lane + j] (unsigned) * acts[j] (signed); exact.
 template <int kBits>
 inline Ints dot_u8s8(Ints acc, Bytes weights, const int8_t* acts) {
   int32_t four;
   std::memcpy(&four, acts, 4);
   return {_mm512_dpbusd_epi32(acc.v, weights.v, _mm512_set1_epi32(four))};
+}
+
+// Sixteen ints of 0 to 255.
+inline void store_uint8(uint8_t* p, Ints a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
 
 // 32 bf16: lane i holds the pair (2i, 2i+1).
@@ -251,22 +264,33 @@ inline Bytes low_nibbles(Bytes a) {
 inline Bytes high_nibbles(Bytes a) {
   return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)});
 }
+inline Bytes broadcast_four(const void* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return {_mm256_set1_epi32(four), _mm256_set1_epi32(four)};
+}
+inline Ints dot_bytes(Ints acc, Bytes a, Bytes b) {  // maddubs would saturate: widen even and odd bytes
+  auto half = [](__m256i sum, __m256i x, __m256i y) {
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
+                                     _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(y, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+  };
+  return {half(acc.lo, a.lo, b.lo), half(acc.hi, a.hi, b.hi)};
+}
 template <int kBits>
 inline Ints dot_u8s8(Ints acc, Bytes weights, const int8_t* acts) {
-  int32_t four;
-  std::memcpy(&four, acts, 4);
-  const __m256i a = _mm256_set1_epi32(four);
-  auto half = [&](__m256i sum, __m256i w) {
-    if constexpr (kBits == 4) {  // 2 * 15 * 128 fits int16: no saturation
-      return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
-    } else {  // maddubs would saturate: widen even and odd bytes
-      __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)),
-                                       _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
-      __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
-      return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
-    }
+  const Bytes a = broadcast_four(acts);
+  if constexpr (kBits == 8) return dot_bytes(acc, weights, a);
+  auto half = [&](__m256i sum, __m256i w) {  // 2 * 15 * 128 fits int16: no saturation
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a.lo), _mm256_set1_epi16(1)));
   };
   return {half(acc.lo, weights.lo), half(acc.hi, weights.hi)};
+}
+inline void store_uint8(uint8_t* p, Ints a) {
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a.lo, a.hi), 0xd8);
+  __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
 struct Pairs {

@@ -99,6 +99,19 @@ def test_alone_and_in_a_crowd(
     assert num_hits > 30 * len(ways)
 
 
+def test_an_int8_cache_in_a_crowd(
+    new_engine: Callable[..., Engine], alone: Callable[..., Any], crowd: Callable[..., Any]
+) -> None:
+    requests = requests_of_every_kind()
+    native.set_num_threads(1)
+    expected = alone(lambda: new_engine(prefix_cache=False, kv_dtype="int8"), requests)
+    assert expected != alone(new_engine, requests)
+    for seed, (max_step_tokens, num_threads) in enumerate([(5, 1), (64, 2)]):
+        native.set_num_threads(num_threads)
+        engine = new_engine(max_step_tokens=max_step_tokens, kv_dtype="int8")
+        assert crowd(engine, requests, seed=seed) == expected
+
+
 def test_the_real_model_in_a_crowd(
     smollm2_path: Path, new_engine: Callable[..., Engine], alone: Callable[..., Any], crowd: Callable[..., Any]
 ) -> None:

@@ -12,9 +12,9 @@ from strop.models import decoder
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
-from strop.ops.attention import AttentionCall, Rows
+from strop.ops.attention import AttentionCall, Rows, new_cache
 from strop.ops.attention import cost as attention_cost
-from strop.ops.cost import Kind
+from strop.ops.cost import KV_BYTES, Kind
 from strop.ops.dispatch import record
 from strop.ops.embed import EmbedCall
 from strop.ops.embed import cost as embed_cost
@@ -66,8 +66,8 @@ class CostModel:
                 window = call.window_len
                 seen = [[min(n - i, window or n) for i in range(num_new)] for n in context_lens]
                 read = sum(min(n, (window or n) + num_new - 1) for n in context_lens)
-                item_bytes = 2 if self.layout.platform == "native" else 4
-                cost = attention_cost.cost(call, sum(map(sum, seen)), read, item_bytes)
+                kv_bytes = KV_BYTES[self.layout.kv_dtype] if self.layout.platform == "native" else (4, 0)
+                cost = attention_cost.cost(call, sum(map(sum, seen)), read, *kv_bytes)
             elif isinstance(call, LinearCall):
                 cost = linear_cost.cost(call)
             elif isinstance(call, EmbedCall):
@@ -91,8 +91,8 @@ class CostModel:
             heads = spec.layers[0].attention
             cache = None
             if layout.platform == "native":
-                shape = (spec.num_layers, 1, heads.num_kv_heads, 2, layout.block_len * heads.head_dim)
-                cache = jnp.zeros(shape, jnp.bfloat16)
+                sizes = spec.num_layers, 1, heads.num_kv_heads, heads.head_dim, layout.block_len
+                cache = new_cache(layout.platform, *sizes, kv_dtype=layout.kv_dtype)
             hidden, _ = decoder.forward(params, spec, rows, cache, layout)
             return decoder.logits(params, spec, hidden[:num_logits], counts, layout)
 

@@ -126,6 +126,7 @@ class Ours:
     def _run_command(self, max_tokens: int) -> list[str]:
         prompt = " time" * (1 if max_tokens == 1 else PROMPT_TOKENS)
         options = ["--raw", "--ignore-eos", "--max-tokens", str(max_tokens), "--threads", str(self.num_threads)]
+        options += ["--kv-dtype", self.engine.config.kv_dtype]
         return [*STROP, "run", self.model, prompt, *options]
 
 

@@ -15,7 +15,7 @@ from strop.bench.measure import STROP, Ours, first_token, interleave
 from strop.bench.peers import Peer, find_peers, make_adapter
 from strop.bench.report import Report, Row, measured_row, render_bars, render_missing, render_rows, shares_above_one
 from strop.bench.workloads import Workload, workloads
-from strop.core.config import EngineConfig
+from strop.core.config import EngineConfig, KvDtype
 from strop.core.errors import StropError
 from strop.engine.engine import Engine
 from strop.engine.loading import load_model
@@ -35,6 +35,7 @@ class BenchOptions:
     batches: tuple[int, ...]
     repeats: int
     num_threads: int
+    kv_dtype: KvDtype = "bf16"
     engines: tuple[str, ...] = ()
     peers_directory: Path = Path()
 
@@ -47,7 +48,7 @@ def run_bench(options: BenchOptions, say: Say) -> Report:
     """
     model_file = Path(options.model)
     specs = find_peers(list(options.engines), options.peers_directory, model_file) if options.engines else []
-    config = EngineConfig(max_num_seqs=max(options.batches), num_threads=options.num_threads)
+    config = EngineConfig(max_num_seqs=max(options.batches), kv_dtype=options.kv_dtype, num_threads=options.num_threads)
     loaded, config = load_model(options.model, config, on_plan=lambda plan: say(plan.describe()))
     engine = Engine(loaded, config)
     costs = CostModel(engine.params, engine.spec, engine.layout)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from strop.core.config import KvDtype
 from strop.core.errors import RequestError
 
 ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
@@ -18,6 +19,7 @@ ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
 @click.option("--rows", default=",".join(ROWS), help="What to measure.")
 @click.option("--batches", default="1,8,16,32", help="Batch sizes of the decode and throughput rows.")
 @click.option("--repeats", default=5, help="Rounds; every engine runs once in each. Values are medians.")
+@click.option("--kv-dtype", type=click.Choice(["bf16", "int8"]), default="bf16", help="How our cache stores numbers.")
 @click.option("--threads", default=0, help="Threads that compute, for everybody; 0 means the usable cores.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything measured to this file.")
 def command(
@@ -27,6 +29,7 @@ def command(
     rows: str,
     batches: str,
     repeats: int,
+    kv_dtype: KvDtype,
     threads: int,
     json_file: Path | None,
 ) -> None:
@@ -45,6 +48,7 @@ def command(
         tuple(_batches(batches)),
         _at_least_one("--repeats", repeats),
         threads,
+        kv_dtype,
         tuple(name.strip() for name in against.split(",") if name.strip()),
         peers or default_directory(),
     )

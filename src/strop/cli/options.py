@@ -58,6 +58,9 @@ def engine_options() -> Callable[[Function], Function]:
     """What the engine may take."""
     return _all_of(
         click.option("--context", default=0, help="Longest prompt + answer in tokens; 0 means the model's limit."),
+        click.option(
+            "--kv-dtype", type=click.Choice(["bf16", "int8"]), default="bf16", help="How the cache stores numbers."
+        ),
         click.option("--memory", default=0.0, help="Memory limit in GiB; 0 means what is available."),
         click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores."),
     )
@@ -81,6 +84,7 @@ def engine_config(settings: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(
         max_num_seqs=1,
         max_context_len=settings["context"],
+        kv_dtype=settings["kv_dtype"],
         memory_bytes=int(memory * GIB),
         num_threads=settings["threads"],
     )

@@ -1,6 +1,10 @@
 """How the engine is to run: small, frozen, plain data."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+KvDtype = Literal["bf16", "int8"]
+"""How keys and values are cached. int8: codes of each token's key and value with a scale of their own, absmax / 127."""
 
 GIB = 2**30
 MIB = 2**20
@@ -18,6 +22,9 @@ class EngineConfig:
     """Longest prompt + answer in tokens; 0 means the model's own limit."""
     block_len: int = 32
     """Tokens per cache block (page)."""
+    kv_dtype: KvDtype = "bf16"
+    """Of the cache; int8 takes little more than half the memory. Without the native kernels, "bf16" keeps the weights'
+    type, and int8 rounds but saves nothing."""
     num_blocks: int = 0
     """Cache blocks; 0 means as many as `memory_bytes` leaves room for, capped by what the sequences can use."""
     memory_bytes: int = 0

@@ -48,7 +48,7 @@ class Engine:
         self.tokenizer: Tokenizer = model.tokenizer
         self.memory: MemoryPlan = model.memory
         self.config = config
-        self.layout = Single(model.platform, config.block_len)
+        self.layout = Single(model.platform, config.block_len, config.kv_dtype)
         self._compiled = CompiledModel(model.params, model.spec, self.layout)
         self.scheduler = Scheduler(config, config.num_blocks, self.tokenizer.eos_ids)
         self.last_step = StepTimes()
@@ -233,4 +233,5 @@ class Engine:
             heads.head_dim,
             self.config.block_len,
             self.params.weights["embed"].data.dtype,
+            self.config.kv_dtype,
         )

@@ -22,6 +22,7 @@ from strop.models.memory import MemoryPlan, plan_memory
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops import native
+from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
 
 if TYPE_CHECKING:  # jax is imported while the chat template's helper starts
@@ -161,6 +162,8 @@ def resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
         value = getattr(config, name)
         if not isinstance(value, int) or value < least:
             raise RequestError(f"{name}={value!r} is out of range: an integer, {least} or more")
+    if config.kv_dtype not in KV_BYTES:
+        raise RequestError(f"kv_dtype={config.kv_dtype!r} is unknown: choose from {', '.join(KV_BYTES)}")
     if config.max_context_len > spec.max_context_len:
         raise RequestError(
             f"max_context_len={config.max_context_len} exceeds the model's own limit of {spec.max_context_len} tokens"

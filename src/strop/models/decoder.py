@@ -113,6 +113,7 @@ class _Layer:
             alibi_scale=heads.alibi_scale,
             window_len=heads.window_len,
             block_len=self._layout.block_len,
+            kv_dtype=self._layout.kv_dtype,
             platform=self._layout.platform,
         )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from strop.core.config import KvDtype
 from strop.ops.dispatch import Platform
 
 
@@ -11,3 +12,4 @@ class Single:
 
     platform: Platform
     block_len: int = 32
+    kv_dtype: KvDtype = "bf16"

@@ -8,6 +8,7 @@ from strop.core.errors import CapacityError
 from strop.formats.values import BLOCK_FORMATS
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
+from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
 
 RUNTIME_BYTES = 330 * MIB
@@ -71,9 +72,10 @@ def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: 
     return total
 
 
-def cache_bytes_per_token(spec: ModelSpec, item_bytes: int = 2) -> int:
+def cache_bytes_per_token(spec: ModelSpec, item_bytes: int = 2, scale_bytes: int = 0) -> int:
     """Bytes of keys and values of one token in all layers."""
-    return sum(2 * layer.attention.num_kv_heads * layer.attention.head_dim * item_bytes for layer in spec.layers)
+    heads = (layer.attention for layer in spec.layers)
+    return sum(2 * each.num_kv_heads * (each.head_dim * item_bytes + scale_bytes) for each in heads)
 
 
 def plan_memory(
@@ -94,7 +96,8 @@ def plan_memory(
     """
     limit = config.memory_bytes or available_bytes
     weights = weight_bytes(reader, platform, dense_item_bytes)
-    per_token = cache_bytes_per_token(spec, 2 if platform == "native" else dense_item_bytes)
+    kv_bytes = KV_BYTES[config.kv_dtype] if platform == "native" else (dense_item_bytes, 0)
+    per_token = cache_bytes_per_token(spec, *kv_bytes)
     per_block = per_token * config.block_len
     widest = max(
         spec.model_dim * 4

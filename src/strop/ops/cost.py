@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from strop.core.config import KvDtype
+
+KV_BYTES: dict[KvDtype, tuple[int, int]] = {"bf16": (2, 0), "int8": (1, 4)}
+"""Bytes of a cached number, and of the scale that each token's key and value of a head have."""
+
 Kind = Literal["int8", "bf16", "f32"]
 """Which product instruction serves it: the kinds that strop.machine.probe measures."""
 

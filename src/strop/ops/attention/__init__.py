@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from strop.core.config import KvDtype
 from strop.ops.attention import cpu, reference
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.norm import Norm
@@ -49,6 +50,7 @@ class AttentionCall:
     soft_cap: float | None = None
     alibi_scale: float | None = None
     window_len: int | None = None
+    kv_dtype: KvDtype = "bf16"
     sinks: bool = False
     qk_norm: QkNormOver | None = None
 
@@ -81,6 +83,7 @@ def attention(
     soft_cap: float | None = None,
     alibi_scale: float | None = None,
     window_len: int | None = None,
+    kv_dtype: KvDtype = "bf16",
 ) -> tuple[jax.Array, Cache]:
     """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
 
@@ -90,9 +93,12 @@ def attention(
         soft_cap: scores s become soft_cap * tanh(s / soft_cap).
         alibi_scale: adds alibi_scale * slope * (key's slot - query's slot) to a score; see reference.alibi_slopes.
         window_len: a row sees at most so many slots, its own the last.
+        kv_dtype: that of the cache. int8 rounds each key and value (norms and rotation done) to codes times their own
+            scale, absmax / 127, with or without a cache.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
-    probabilities to bf16 and sums in a fixed order; the reference rounds only to the cache's dtype.
+    probabilities to bf16 and sums in a fixed order; with int8 keys and values it rounds queries and probabilities to 8
+    bits as well. The reference rounds only to the cache's dtype.
     """
     rotary_dim = 0 if operands.rope is None else 2 * int(operands.rope[0].shape[1])
     over: QkNormOver | None = None
@@ -110,6 +116,7 @@ def attention(
         soft_cap,
         alibi_scale,
         window_len,
+        kv_dtype,
         operands.sinks is not None,
         over,
     )
@@ -124,10 +131,12 @@ def new_cache(
     head_dim: int,
     block_len: int,
     dtype: jax.typing.DTypeLike = jnp.float32,
+    kv_dtype: KvDtype = "bf16",
 ) -> jax.Array:
-    """The cache array of `num_layers` like layers. Native: bf16, pages as native/kernels/attention.h lays them out."""
+    """The cache array of `num_layers` like layers. Native: pages of `kv_dtype` as native/kernels/attention.h has them;
+    elsewhere `dtype`, which holds the rounded keys and values."""
     if platform == "native":
-        return cpu.new_cache((num_layers, num_blocks, num_kv_heads, 2, block_len * head_dim))
+        return cpu.new_cache(num_layers, num_blocks, num_kv_heads, head_dim, kv_dtype)
     return jnp.zeros((num_layers, 2, num_blocks, block_len, num_kv_heads, head_dim), dtype)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from strop.core.config import KvDtype
+from strop.ops.cost import KV_BYTES
 from strop.ops.norm.cpu import norm_operands
 from strop.ops.program import call_native
 
@@ -41,14 +43,18 @@ def attention(
             jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
             jax.ShapeDtypeStruct(cache.shape, cache.dtype),
         ],
-        layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim, float(call.scale),
-        float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0, bool(sinks),
-        *q_attrs, *k_attrs,
+        call.kv_dtype == "int8", layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim,
+        float(call.scale), float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0,
+        bool(sinks), *q_attrs, *k_attrs,
         aliases={1: 1},
     )  # fmt: skip
     return attended, cache
 
 
-def new_cache(shape: tuple[int, ...]) -> jax.Array:
-    """A bf16 array with arbitrary contents: its pages take memory only once they are written."""
-    return jax.jit(lambda: jax.ffi.ffi_call("strop_allocate", jax.ShapeDtypeStruct(shape, jnp.bfloat16))())()
+def new_cache(num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, kv_dtype: KvDtype) -> jax.Array:
+    """An array with arbitrary contents: its pages take memory only once they are written."""
+    item_bytes, scale_bytes = KV_BYTES[kv_dtype]
+    dtype = {1: jnp.uint8, 2: jnp.bfloat16}[item_bytes]
+    page_len = BLOCK_LEN * (head_dim + scale_bytes // item_bytes)
+    shape = jax.ShapeDtypeStruct((num_layers, num_blocks, num_kv_heads, 2, page_len), dtype)
+    return jax.jit(lambda: jax.ffi.ffi_call("strop_allocate", shape)())()

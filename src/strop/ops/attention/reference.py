@@ -26,6 +26,8 @@ def attention(
     if operands.rope is not None:
         cos, sin = (table[position] for table in operands.rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if call.kv_dtype == "int8":
+        k, v = _to_int8_and_back(k), _to_int8_and_back(v)
     if cache is None:
         visible = (seq[:, None] == seq[None, :]) & (lo[:, None] <= slot[None, :]) & (slot[None, :] < hi[:, None])
         return _attend(q, k, v, slot, slot, visible, sinks, call).reshape(num_rows, -1), None
@@ -53,6 +55,13 @@ def _normalise(norm: Any, heads: jax.Array, call: Any) -> jax.Array:
     """heads [T, N, H], each or all of them together."""
     shape = heads.shape if call.qk_norm != "all_heads" else (heads.shape[0], -1)
     return norm(heads.reshape(shape)).reshape(heads.shape)
+
+
+def _to_int8_and_back(heads: jax.Array) -> jax.Array:
+    """heads [T, K, H], each with a scale of its own."""
+    largest = jnp.max(jnp.abs(heads), axis=-1, keepdims=True)
+    codes = jnp.rint(heads * jnp.where(largest > 0, 127.0 / largest, 0.0))
+    return codes * (largest / 127.0)
 
 
 def _attend(
