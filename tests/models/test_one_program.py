@@ -1,5 +1,6 @@
 """Whatever a network has, a step of it is one native program, bound without XLA, and says what the reference says."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,13 +76,14 @@ NETWORKS = {
 def load_random(spec: ModelSpec, platform: Platform) -> CompiledModel:
     rng = np.random.default_rng(0)
     values = {path: (rng.standard_normal(info.shape) / 4).astype(np.float32) for path, info in inventory(spec).items()}
-    reader: Any = SimpleNamespace(inventory=inventory(spec), read=values.__getitem__)
+    checkpoint = SimpleNamespace(path=Path("random"))
+    reader: Any = SimpleNamespace(inventory=inventory(spec), read=values.__getitem__, checkpoint=checkpoint)
     params = load(reader, spec, platform, num_positions=64, source_hash=lambda: f"random-{hash(spec)}")
     return CompiledModel(params, spec, Single(platform, BLOCK_LEN))
 
 
-def cache_of(spec: ModelSpec, platform: Platform) -> jax.Array:
-    return new_cache(platform, spec.num_layers, 3, 2, 16, BLOCK_LEN)
+def cache_of(spec: ModelSpec, platform: Platform) -> tuple[jax.Array, ...]:
+    return (new_cache(platform, spec.num_layers, 3, 2, 16, BLOCK_LEN),)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
@@ -93,7 +95,7 @@ def test_a_step_is_one_program(name: str) -> None:
     token_ids = np.random.default_rng(1).integers(0, spec.vocab_size, NUM_ROWS)
     fields = np.stack([token_ids, places, places, 0 * places, places + 1, 0 * places])
     ints = np.concatenate([fields.ravel(), [NUM_ROWS, 1], [NUM_ROWS - 1], [1]]).astype(np.int32)
-    shape = StepShape(NUM_ROWS, 1, 1)
+    shape = StepShape(NUM_ROWS, 1, 1, 1)
     model, reference = load_random(spec, "native"), load_random(spec, "xla")
     found, expected = (
         np.array(each.logits(cache_of(spec, platform), ints, shape)[0])

@@ -18,7 +18,7 @@ def make_row(params: SamplingParams, tokens: list[int], prompt_len: int, seed: i
 def test_a_row_of_a_sequence_follows_its_tokens() -> None:
     params = SamplingParams(min_tokens=2, seed=5)
     request = Request("r", (1, 2), params)
-    seq = Sequence(0, Choices(request), 0, 5, 16, frozenset({9}), [1, 2], 2)
+    seq = Sequence(0, Choices(request), 0, 5, 16, frozenset({9}), [1, 2], 2, [[]])
     row = SampleRow.of(seq)
     assert edits_of(build_sample_inputs([row], 1), 0) == {9: (0, 0, -np.inf)}
     seq.token_ids.extend([3, 4])

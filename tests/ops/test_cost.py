@@ -42,13 +42,13 @@ def test_attention_counts_what_rows_see_and_what_sequences_hold():
     assert (cost.bytes_read, cost.bytes_written) == (20 * slot_bytes, 2 * slot_bytes)
 
 
-@pytest.mark.parametrize(("num_rows", "num_read"), [(1, 2), (3, 4)])
-def test_experts_read_those_that_rows_can_choose(num_rows, num_read):
+@pytest.mark.parametrize(("num_rows", "num_chosen", "num_read"), [(1, None, 2), (3, None, 2), (3, 4, 4)])
+def test_experts_read_those_that_rows_choose(num_rows, num_chosen, num_read):
     gate_up, down = (Weight(jnp.zeros((4, *shape)), "dense", shape) for shape in ((96, 32), (32, 48)))
     x, scores = jnp.zeros((num_rows, 32)), jnp.zeros((num_rows, 4))
     with record() as calls:
-        experts(x, scores, (gate_up, 0), (down, 0), 2, normalise=True, activation="silu", platform="xla")
-    cost = experts_cost.cost(calls[0])
+        experts(x, scores, None, (gate_up, 0), (down, 0), 2, normalise=True, activation="silu", platform="xla")
+    cost = experts_cost.cost(calls[0], num_chosen)
     assert (cost.kind, cost.bytes_read) == ("f32", num_read * 4 * 3 * 48 * 32)
     assert cost.flops == 2 * num_rows * 2 * 3 * 48 * 32
 

@@ -1,11 +1,12 @@
 """What a model takes, computed before anything is loaded."""
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
-from strop.formats.values import BLOCK_FORMATS, DENSE_DTYPES
+from strop.formats.values import BLOCK_FORMATS
 from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
@@ -118,9 +119,7 @@ def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: 
     """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
     total = 0
     for path, info in reader.inventory.items():
-        num_values = 1
-        for length in info.shape:
-            num_values *= length
+        num_values = math.prod(info.shape)
         stored = reader.checkpoint.tensors[reader.tensor_name(path)]
         if platform != "native":
             total += num_values * (dense_item_bytes if len(info.shape) == 2 else 4)
@@ -128,7 +127,7 @@ def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: 
             block = BLOCK_FORMATS[stored.format]
             total += num_values * (4 if block.bits == 4 else 8) // 8 + num_values // 32 * 2 * (1 + block.has_offset)
         else:
-            total += num_values * DENSE_DTYPES[stored.format].itemsize
+            total += stored.num_bytes * num_values // math.prod(stored.shape)  # its share of a shared tensor
     return total
 
 
