@@ -7,14 +7,15 @@ bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32
 
 }  // namespace
 
-// x, weights, counts, [norm weight], [norm bias], [bias], [residual], [row ids], y.
+// x, weights, counts, [y], [norm weight], [norm bias], [bias], [residual], [row ids], [y]: given first where another
+// linear has written columns of it, else a result.
 ffi::Error Linear::decode(Operands& operands) {
   const auto x = operands.next<ffi::F32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
   const int index = operands.attr(), layer = operands.attr();
   const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
-  const int count_index = operands.attr();
+  const int count_index = operands.attr(), num_columns = operands.attr(), first_column = operands.attr();
   const bool has_norm = operands.attr(), has_norm_bias = operands.attr(), has_bias = operands.attr();
   const bool has_residual = operands.attr(), has_row_ids = operands.attr();
   const int norm_index = operands.attr(), norm_kind = operands.attr(), activation = operands.attr();
@@ -24,28 +25,34 @@ ffi::Error Linear::decode(Operands& operands) {
       activation > int(Activation::kRelu))
     return invalid("linear: bad attributes");
   args.norm_kind = NormKind(norm_kind), args.activation = Activation(activation);
+  const auto given = first_column > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto norm_bias = has_norm_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto residual = has_residual ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto row_ids = has_row_ids ? operands.next<ffi::S32>() : View<ffi::S32>{};
-  const auto y = operands.result<ffi::F32>();
+  const auto y = first_column > 0 ? given : operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("linear: operands of other number or type than expected");
   if (x.dims.size() != 2 || y.dims.size() != 2) return invalid("linear: x and y need shapes [T, K], [T, N]");
   if (y.dims[0] != (has_row_ids ? row_ids.count() : x.dims[0])) return invalid("linear: x and y differ in rows");
   args.layout = {WeightFormat(format), zero, int(x.dims[1]), num_tiles};
   const int64_t columns = int64_t(num_tiles) * kTileColumns;
-  if (y.dims[1] > columns / (args.gated ? 2 : 1)) return invalid("linear: y is wider than W");
+  if (num_columns <= 0 || num_columns > columns / (args.gated ? 2 : 1)) return invalid("linear: y is wider than W");
+  if (first_column < 0 || num_columns > y.dims[1] - first_column) return invalid("linear: y is narrower than W");
   if (!rows.bind(counts, count_index, y.dims[0])) return invalid("linear: no such row count");
   if (!matrix_bytes(weights, index, args.layout, &args.weights)) return invalid("linear: W does not match its layout");
   if (has_norm && !(args.norm_weight = row_floats(norm, norm_index, x.dims[1]))) return invalid("linear: bad norm shape");
   if (has_norm_bias && !(args.norm_bias = row_floats(norm_bias, norm_index, x.dims[1])))
     return invalid("linear: bad norm shape");
-  if (has_bias && !(args.bias = row_floats(bias, layer, columns))) return invalid("linear: bad bias shape");
+  if (has_bias && !(args.bias = row_floats(bias, layer, bias.dims.size() == 2 ? bias.dims[1] : 0)))
+    return invalid("linear: bad bias shape");
+  if (has_bias && columns > bias.dims[1] - first_column) return invalid("linear: bad bias shape");
   if (has_residual && !same(residual.dims, y.dims))
     return invalid("linear: the residual's shape must be y's");
-  args.x = x.data, args.residual = residual.data, args.row_ids = row_ids.data, args.y = y.data;
-  args.num_columns = int(y.dims[1]), num_x_rows = x.dims[0];
+  args.x = x.data, args.row_ids = row_ids.data, args.y = y.data + first_column;
+  args.residual = has_residual ? residual.data + first_column : nullptr;
+  if (has_bias) args.bias += first_column;
+  args.num_columns = num_columns, args.y_stride = y.dims[1], num_x_rows = x.dims[0];
   return ffi::Error::Success();
 }
 

@@ -123,7 +123,7 @@ inline bool matrix_bytes(const View<ffi::U8>& weights, int index, const WeightLa
   if (weights.dims.size() != 2 || index < 0 || index >= weights.dims[0]) return false;
   const size_t stride = weights.dims[1];
   if (layout.k_len <= 0 || layout.num_tiles <= 0 || layout.tile_bytes() * layout.num_tiles > stride) return false;
-  if (layout.quantised() && layout.k_len % kGroupLen != 0) return false;
+  if (layout.quantised() && layout.k_len % layout.group_len() != 0) return false;
   *data = weights.data + stride * index;
   return reinterpret_cast<uintptr_t>(*data) % 64 == 0;
 }

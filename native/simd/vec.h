@@ -47,6 +47,12 @@ inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline Floats load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+// 16 integers of 8 bits.
+template <bool kSigned>
+inline Floats load_int8(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(kSigned ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes))};
+}
 inline Floats load_bf16(const uint16_t* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -91,6 +97,12 @@ inline void store_bytes(void* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
 inline Bytes low_nibbles(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
 inline Bytes high_nibbles(Bytes a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
+}
+// Nibbles and 16 where the byte's bit is set in the 8 bytes at p.
+inline Bytes with_fifth_bits(Bytes nibbles, const uint8_t* p) {
+  uint64_t bits;
+  std::memcpy(&bits, p, 8);
+  return {_mm512_mask_add_epi8(nibbles.v, __mmask64(bits), nibbles.v, _mm512_set1_epi8(16))};
 }
 // acc[lane] += sum over 4 of weights[4 lane + j] (unsigned) * acts[j] (signed); exact.
 template <int kBits>
@@ -162,6 +174,14 @@ inline void store(float* p, Floats a) {
 inline Floats load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+template <bool kSigned>
+inline Floats load_int8(const uint8_t* p) {
+  auto half = [](const uint8_t* q) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q));
+    return _mm256_cvtepi32_ps(kSigned ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+  };
+  return {half(p), half(p + 8)};
 }
 inline Floats load_bf16(const uint16_t* p) {
   auto half = [](const uint16_t* q) {
@@ -251,13 +271,24 @@ inline Bytes low_nibbles(Bytes a) {
 inline Bytes high_nibbles(Bytes a) {
   return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)});
 }
+inline Bytes with_fifth_bits(Bytes nibbles, const uint8_t* p) {
+  auto half = [](__m256i a, const uint8_t* q) {
+    int32_t bits;
+    std::memcpy(&bits, q, 4);
+    const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit_of = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), byte_of), bit_of);
+    return _mm256_or_si256(a, _mm256_and_si256(_mm256_cmpeq_epi8(own, bit_of), _mm256_set1_epi8(16)));
+  };
+  return {half(nibbles.lo, p), half(nibbles.hi, p + 4)};
+}
 template <int kBits>
 inline Ints dot_u8s8(Ints acc, Bytes weights, const int8_t* acts) {
   int32_t four;
   std::memcpy(&four, acts, 4);
   const __m256i a = _mm256_set1_epi32(four);
   auto half = [&](__m256i sum, __m256i w) {
-    if constexpr (kBits == 4) {  // 2 * 15 * 128 fits int16: no saturation
+    if constexpr (kBits < 8) {  // 2 * 127 * 128 fits int16: no saturation
       return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
     } else {  // maddubs would saturate: widen even and odd bytes
       __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)),

@@ -24,6 +24,7 @@ MODELS = {
     "llama-q4_1": ("llama", "Q4_1", True),
     "qwen2-q8_0": ("qwen2", "Q8_0", False),
     "llama-bf16": ("llama", "BF16", True),
+    "llama-q4_k_m": ("llama", "Q4_K_M", True),
 }
 
 

@@ -232,5 +232,5 @@ class Engine:
             heads.num_kv_heads,
             heads.head_dim,
             self.config.block_len,
-            self.params.weights["embed"].data.dtype,
+            self.params.weights["embed"].parts[0].data.dtype,
         )

@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count a
 that are left in the file before anything is allocated for it.
 """
 
+import math
 import mmap
 import re
 import struct
@@ -21,6 +22,7 @@ from strop.formats.values import (
     DENSE_DTYPES,
     GROUP_LEN,
     SUPER_LEN,
+    GroupQuantized,
     TensorInfo,
     TensorValue,
     decode_blocks,
@@ -114,14 +116,26 @@ class GGUFCheckpoint:
         if info.format in DENSE_DTYPES:
             return raw.view(DENSE_DTYPES[info.format]).reshape(info.shape)
         rows, columns = info.shape
-        decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
-        return decode(info.format, raw, (rows, columns))
+        return _decode(info.format, raw, (rows, columns))
+
+    def outline(self, name: str) -> TensorValue:
+        """One row of zeros in the form that `read` gives the matrix `name`."""
+        info = self.tensors[name]
+        shape = (1, info.shape[-1])
+        if info.format in DENSE_DTYPES:
+            return np.zeros(shape, DENSE_DTYPES[info.format])
+        return _decode(info.format, np.zeros(info.num_bytes // math.prod(info.shape[:-1]), np.uint8), shape)
 
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""
         if len(self._files) == 1:
             return file_hash(self._files[0].path)
         return files_hash(file.path for file in self._files)
+
+
+def _decode(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQuantized:
+    decode = decode_super_blocks if format_name in SUPER_BLOCK_FORMATS else decode_blocks
+    return decode(format_name, raw, shape)
 
 
 def _open_file(path: Path) -> "_Header":

@@ -98,6 +98,11 @@ class HFCheckpoint:
             )
         return shard.read(name)
 
+    def outline(self, name: str) -> np.ndarray:
+        """One row of zeros of the dtype that `read` gives the matrix `name`."""
+        info = self.tensors[name]
+        return np.zeros((1, info.shape[-1]), DENSE_DTYPES[info.format])
+
     def source_hash(self) -> str:
         """Hex SHA-256 over config.json and the weight files (each remembered: see `file_hash`)."""
         return files_hash([self.path / "config.json", *(shard.path for shard in self._shards)])

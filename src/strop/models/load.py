@@ -2,8 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from strop.formats.pack_cache import PackCache, PackFile, PackWriter
-from strop.formats.values import TensorValue, dense
-from strop.models.packing import pack, packed_bytes, packed_format, unify
+from strop.formats.values import dense
+from strop.models.packing import common_format, convert, pack, packed_bytes, packed_format
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.reader import ParameterReader
 from strop.models.spec import LayerSpec, ModelSpec, Rope
 from strop.ops.dispatch import Platform
-from strop.ops.weights import TILE_COLUMNS, Weight
+from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight, join_parts
 
 log = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raise when native/kernels/linear.h changes a tile, so that old cache files are ignored."""
 
 _ROLES = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",), "router": ("router",)}
@@ -75,11 +78,10 @@ class _Matrix(NamedTuple):
     role: str
     expert: int | None = None
 
-    @property
-    def paths(self) -> list[str]:
-        """The parameters whose rows it joins, of those there may be."""
+    def paths(self, reader: ParameterReader) -> list[str]:
+        """The parameters whose rows it joins."""
         prefix = f"layers.{self.layer}." + ("" if self.expert is None else f"experts.{self.expert}.")
-        return [prefix + part for part in _ROLES[self.role]]
+        return [path for part in _ROLES[self.role] if (path := prefix + part) in reader.inventory]
 
 
 def _matrices(spec: ModelSpec) -> list[_Matrix]:
@@ -94,10 +96,6 @@ def _matrices(spec: ModelSpec) -> list[_Matrix]:
         else:
             found += [_Matrix(i, "gate_up"), _Matrix(i, "down")]
     return found
-
-
-def _read_matrix(reader: ParameterReader, matrix: _Matrix) -> list[TensorValue]:
-    return unify([reader.read(path) for path in matrix.paths if path in reader.inventory])
 
 
 def _assign(
@@ -164,19 +162,19 @@ def _tables(spec: ModelSpec) -> list[str]:
 
 def _load_dense(
     reader: ParameterReader, spec: ModelSpec
-) -> tuple[dict[str, Weight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
+) -> tuple[dict[str, AnyWeight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
     # float32 is exact; an accelerator multiplies in bf16 and has the memory of one.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
     def join(matrix: _Matrix) -> np.ndarray:
-        return np.concatenate([dense(part) for part in _read_matrix(reader, matrix)])
+        return np.concatenate([dense(reader.read(path)) for path in matrix.paths(reader)])
 
     def stack_of(matrix: _Matrix) -> str:
-        infos = [reader.inventory[path] for path in matrix.paths if path in reader.inventory]
+        infos = [reader.inventory[path] for path in matrix.paths(reader)]
         return f"{matrix.role}.{sum(info.shape[0] for info in infos)}x{infos[0].shape[1]}"
 
     stacks, places = _assign(spec, stack_of)
-    weights = {}
+    weights: dict[str, AnyWeight] = {}
     for name, members in stacks.items():
         matrices = np.stack([join(matrix) for matrix in members])
         weights[name] = Weight(jnp.asarray(matrices, dtype), "dense", matrices.shape[1:])
@@ -188,14 +186,20 @@ def _load_dense(
 
 def _load_packed(
     reader: ParameterReader, spec: ModelSpec, source_hash: str
-) -> tuple[dict[str, Weight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
+) -> tuple[dict[str, AnyWeight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
     packed = PackCache().open_or_build(
         f"{source_hash}-tiles{LAYOUT_VERSION}", lambda writer: _write_pack(reader, spec, writer)
     )
     manifest = json.loads(bytes(packed["manifest"]))
+    _report_rounding(manifest["rounding"])
     weights = {
-        name: Weight(_on_device(packed, name), entry["format"], tuple(entry["shape"]))
-        for name, entry in manifest["weights"].items()
+        name: join_parts(
+            [
+                Weight(_on_device(packed, f"{name}.{i}"), format_name, tuple(shape))
+                for i, (format_name, shape) in enumerate(parts)
+            ]
+        )
+        for name, parts in manifest["weights"].items()
     }
     vectors = {name: _on_device(packed, name) for name in manifest["vectors"]}
     names = iter(manifest["stacks"])
@@ -208,32 +212,96 @@ def _on_device(packed: PackFile, name: str) -> jax.Array:
     return jax.device_put(packed[name])
 
 
+class _Run(NamedTuple):
+    """Rows of a matrix that are packed in one format."""
+
+    format_name: str
+    paths: tuple[str, ...]
+    shape: tuple[int, int]
+    interleaved: bool
+    """Gate and up."""
+
+
+def _runs(reader: ParameterReader, paths: list[str], interleaved: bool = False) -> tuple[_Run, ...]:
+    """How the rows of `paths` are packed as one matrix: in their own formats, unless tiles alternate.
+
+    A Q4_K_M file has values in Q6_K beside queries and keys in Q4_K in half of its layers. One format for all three
+    would take 8.5 bits a weight where two take 4.6 and 8.5: in a model of 8e9 weights, 12 of 133 MB a layer are read
+    per token for nothing, some hundred times what a second call costs.
+    """
+    names = [packed_format(reader.outline(path)) for path in paths]
+    if interleaved:
+        names = [common_format(names)] * len(names)
+    runs = []
+    for name, group in groupby(zip(names, paths, strict=True), lambda pair: pair[0]):
+        own = tuple(path for _, path in group)
+        num_rows = sum(reader.inventory[path].shape[0] for path in own)
+        runs.append(_Run(name, own, (num_rows, reader.inventory[own[0]].shape[1]), interleaved))
+    return tuple(runs)
+
+
+def _stack_runs(reader: ParameterReader, spec: ModelSpec) -> Iterator[tuple[_Matrix | str, tuple[_Run, ...]]]:
+    """Every matrix, be it of a layer or a table, with how it is packed."""
+    for matrix in _matrices(spec):
+        paths = matrix.paths(reader)
+        yield matrix, _runs(reader, paths, interleaved=matrix.role == "gate_up" and len(paths) == 2)
+    for name in _tables(spec):
+        yield name, _runs(reader, [name])
+
+
+def packed_weight_bytes(reader: ParameterReader, spec: ModelSpec) -> int:
+    """Bytes of all matrices once packed."""
+    runs = [run for _, matrix_runs in _stack_runs(reader, spec) for run in matrix_runs]
+    return sum(packed_bytes(run.format_name, *run.shape) for run in runs)
+
+
+def _pack_run(reader: ParameterReader, run: _Run, out: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Packs it into `out`; the error (rms, largest) of every parameter that had to be rounded."""
+    parts, errors = [], {}
+    for path in run.paths:
+        part, error = convert(reader.read(path), run.format_name)
+        parts.append(part)
+        if error is not None and error.largest:
+            errors[path] = error.rms, error.largest
+    pack(parts, run.format_name, out, interleave=run.interleaved)
+    return errors
+
+
+def _report_rounding(errors: Mapping[str, tuple[float, float]]) -> None:
+    """One line on what the pack does not hold exactly."""
+    if not errors:
+        return
+    roles = Counter(path.rpartition(".")[2] for path in errors)
+    rms = math.sqrt(sum(rms * rms for rms, _ in errors.values()) / len(errors))
+    log.info(
+        "rounded to 8-bit groups of 32, as their types have no kernels: %s; error relative to the largest weight of its"
+        " group: rms %.2g, worst %.2g",
+        ", ".join(f"{role} ({count} x)" for role, count in roles.items()),
+        rms,
+        max(largest for _, largest in errors.values()),
+    )
+
+
 def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) -> None:
     log.info("packing the weights for this machine's kernels: once per model")
-    manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": []}
-    shapes: dict[str, tuple[str, tuple[int, int]]] = {}
+    manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": [], "rounding": {}}
+    runs = dict(_stack_runs(reader, spec))
 
     def stack_of(matrix: _Matrix) -> str:
-        parts = _read_matrix(reader, matrix)
-        shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-        name = f"{matrix.role}.{packed_format(parts[0])}.{shape[0]}x{shape[1]}"
-        shapes[name] = (packed_format(parts[0]), shape)
-        manifest["stacks"].append(name)
-        return name
+        formats = "+".join(f"{run.format_name}.{run.shape[0]}x{run.shape[1]}" for run in runs[matrix])
+        manifest["stacks"].append(f"{matrix.role}.{formats}")
+        return str(manifest["stacks"][-1])
 
-    stacks, _ = _assign(spec, stack_of)
+    stacks: dict[str, Sequence[_Matrix | str]] = {
+        **_assign(spec, stack_of)[0],
+        **{name: [name] for name in _tables(spec)},
+    }
     for name, members in stacks.items():
-        format_name, shape = shapes[name]
-        out = writer.reserve(name, (len(members), packed_bytes(format_name, *shape)), np.dtype(np.uint8))
-        for at, matrix in enumerate(members):
-            parts = _read_matrix(reader, matrix)
-            pack(parts, out[at], interleave=matrix.role == "gate_up" and len(parts) == 2)
-        manifest["weights"][name] = {"format": format_name, "shape": shape}
-    for name in _tables(spec):
-        value = reader.read(name)
-        format_name = packed_format(value)
-        pack([value], writer.reserve(name, (1, packed_bytes(format_name, *value.shape)), np.dtype(np.uint8))[0])
-        manifest["weights"][name] = {"format": format_name, "shape": value.shape}
+        manifest["weights"][name] = [(run.format_name, run.shape) for run in runs[members[0]]]
+        for i, (format_name, shape) in enumerate(manifest["weights"][name]):
+            out = writer.reserve(f"{name}.{i}", (len(members), packed_bytes(format_name, *shape)), np.dtype(np.uint8))
+            for at, member in enumerate(members):
+                manifest["rounding"] |= _pack_run(reader, runs[member][i], out[at])
     for name, value in _read_vectors(reader, spec).items():
         if (
             name == "gate_up_bias" and value.shape[1] == 2 * spec.layers[0].mlp.ffn_dim

@@ -1,10 +1,10 @@
 """What a model takes, computed before anything is loaded."""
 
+import math
 from dataclasses import dataclass
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
-from strop.formats.values import BLOCK_FORMATS
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
 from strop.ops.dispatch import Platform
@@ -56,20 +56,13 @@ def _size(num_bytes: int) -> str:
 
 def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
     """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
-    total = 0
-    for path, info in reader.inventory.items():
-        num_values = 1
-        for length in info.shape:
-            num_values *= length
-        stored = reader.checkpoint.tensors[reader.tensor_name(path)]
-        if platform != "native":
-            total += num_values * (dense_item_bytes if len(info.shape) == 2 else 4)
-        elif stored.format in BLOCK_FORMATS:
-            block = BLOCK_FORMATS[stored.format]
-            total += num_values * (4 if block.bits == 4 else 8) // 8 + num_values // 32 * 2 * (1 + block.has_offset)
-        else:
-            total += stored.num_bytes
-    return total
+    vectors = sum(4 * math.prod(info.shape) for info in reader.inventory.values() if len(info.shape) == 1)
+    if platform != "native":
+        matrices = [info.shape for info in reader.inventory.values() if len(info.shape) > 1]
+        return vectors + sum(dense_item_bytes * math.prod(shape) for shape in matrices)
+    from strop.models.load import packed_weight_bytes  # and with it jax
+
+    return vectors + packed_weight_bytes(reader, reader.spec)
 
 
 def cache_bytes_per_token(spec: ModelSpec, item_bytes: int = 2) -> int:

@@ -146,6 +146,10 @@ class ParameterReader:
             return self._with_halves_apart(path, value)
         return value
 
+    def outline(self, path: str) -> TensorValue:
+        """One row of zeros in the matrix's form; its tensor is not read."""
+        return self.checkpoint.outline(self._tensor_names[path])
+
     def _read_tensor(self, name: str) -> TensorValue:
         value = self.checkpoint.read(name)
         finite = value.is_finite() if isinstance(value, GroupQuantized) else np.isfinite(value).all()

@@ -6,7 +6,7 @@ import jax
 
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.embed import cpu, reference
-from strop.ops.weights import Weight
+from strop.ops.weights import AnyWeight
 
 _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.embed, cpu.declines),
@@ -24,7 +24,7 @@ class EmbedCall:
     format: str
 
 
-def embed(tokens: jax.Array, weight: Weight, counts: jax.Array, *, platform: Platform) -> jax.Array:
+def embed(tokens: jax.Array, weight: AnyWeight, counts: jax.Array, *, platform: Platform) -> jax.Array:
     """Rows of weight [1, V, D] for tokens int32 [T]: float32 [T, D]. Rows past counts[0] are undefined."""
     call = EmbedCall(tokens.shape[0], weight.shape[1], weight.format)
     return resolve(_IMPLEMENTATIONS, call, platform)(tokens, weight, counts)

@@ -7,7 +7,7 @@ import jax
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.experts import reference
 from strop.ops.linear import Activation
-from strop.ops.weights import Weight
+from strop.ops.weights import AnyWeight
 
 _IMPLEMENTATIONS = (Implementation("reference", ("xla",), reference.experts, reference.declines),)
 
@@ -30,8 +30,8 @@ class ExpertsCall:
 def experts(
     x: jax.Array,
     scores: jax.Array,
-    gate_up: tuple[Weight, int],
-    down: tuple[Weight, int],
+    gate_up: tuple[AnyWeight, int],
+    down: tuple[AnyWeight, int],
     num_active: int,
     *,
     normalise: bool,

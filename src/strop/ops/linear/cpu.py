@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from strop.ops.program import call_native
-from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
+from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, AnyWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")  # as native/kernels/linear.h numbers them, from 1
 
 
 def declines(call: Any) -> str | None:
     """Serves packed weights; see `declines_gate` and `declines_epilogue`."""
-    if call.format not in PACKED_FORMATS:
+    if not set(call.format.split("+")) <= PACKED_FORMATS.keys():
         return f"format {call.format!r} is not packed"
     return declines_gate(call.n_len // 2) if call.gated else None
 
@@ -25,10 +25,24 @@ def declines_gate(ffn_dim: int) -> str | None:
     return None
 
 
-def linear(x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: Any, operands: Any) -> jax.Array:
+def linear(x: jax.Array, weight: AnyWeight, index: int, counts: jax.Array, call: Any, operands: Any) -> jax.Array:
     """See strop.ops.linear.linear."""
+    y: jax.Array | None = None
+    first_column = 0
+    for part in weight.parts:
+        y = _write_columns(y, first_column, x, part, index, counts, call, operands)
+        first_column += part.shape[0]
+    assert y is not None
+    return y
+
+
+def _write_columns(
+    y: jax.Array | None, first_column: int, x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: Any,
+    operands: Any,
+) -> jax.Array:  # fmt: skip
+    """`y` with the columns of one weight written, in place; None: as yet nothing is."""
     packed, norm = PACKED_FORMATS[weight.format], operands.norm
-    n_len = weight.shape[0]
+    gates = 2 if call.gated else 1
     optional = (
         None if norm is None else norm.weight,
         None if norm is None else norm.bias,
@@ -36,14 +50,16 @@ def linear(x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: An
         operands.residual,
         operands.row_ids,
     )
-    (y,) = call_native(
+    (written,) = call_native(
         "linear",
-        [x, weight.data, counts, *(operand for operand in optional if operand is not None)],
-        [jax.ShapeDtypeStruct((call.num_rows, n_len // 2 if call.gated else n_len), jnp.float32)],
+        [x, weight.data, counts, *(operand for operand in (y, *optional) if operand is not None)],
+        [jax.ShapeDtypeStruct((call.num_rows, call.n_len // gates), jnp.float32)],
         index, call.layer, packed.code, packed.zero, weight.num_tiles, call.count_index,
+        weight.shape[0] // gates, first_column,
         *(operand is not None for operand in optional),
         0 if norm is None else norm.row, ("rms", "layer").index(call.norm or "rms"),
         0 if call.activation is None else 1 + ACTIVATIONS.index(call.activation), call.gated,
         0.0 if norm is None else float(norm.eps), float(call.scale), float(call.soft_cap or 0.0),
+        aliases=None if y is None else {3: 0},
     )  # fmt: skip
-    return y
+    return written
