@@ -69,10 +69,18 @@ class LLM:
         return list(outputs.values())
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], sampling_params: SamplingParams | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        **template: Any,
     ) -> RequestOutput:
-        """The answer to one conversation, through the model's chat template."""
-        return self.generate([messages], sampling_params)[0]
+        """The answer to one conversation, through the model's chat template.
+
+        `template` is what the template takes: `tools` (JSON schemas), `documents`, `chat_template` (instead of the
+        model's), or a name of its own, such as enable_thinking=False.
+        """
+        token_ids = prepare_prompt(self.engine.tokenizer, messages, vocab_size=self.engine.spec.vocab_size, **template)
+        return self.generate([token_ids], sampling_params)[0]
 
     def stream(
         self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -55,6 +55,39 @@ def test_prompts_of_every_kind(llm: LLM) -> None:
     assert llm.generate([], greedy()) == []
 
 
+def test_chat_passes_what_the_template_takes(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    template = "{{ messages[0].content }}{{ tools[0].name }}{{ documents[0].text }}{{ enable_thinking }}"
+    given = {"tools": [{"name": "f"}], "documents": [{"text": "d"}], "enable_thinking": False}
+    chat = llm.chat(messages, greedy(), chat_template=template, **given)
+    assert chat.prompt_token_ids == llm.engine.tokenizer.encode("hifdFalse", add_special=False)
+    with pytest.raises(RequestError, match="no place for tools"):
+        llm.chat(messages, greedy(), tools=[{"name": "f"}])
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "took longer"),
+        ("{{ 'a' * 10**9 }}", "too much memory"),
+        ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "longer than"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    ],
+    ids=["loop", "memory", "output", "escape"],
+)
+def test_a_hostile_template_costs_one_request(
+    llm: LLM, template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = llm.generate("hello", greedy())
+    messages = [{"role": "user", "content": "hi"}]
+    monkeypatch.setattr(llm.engine.tokenizer._renderer, "timeout_s", 1.0)
+    with pytest.raises(RequestError, match=message):
+        llm.chat(messages, greedy(), chat_template=template)
+    monkeypatch.undo()
+    assert llm.chat(messages, greedy()).outputs[0].token_ids
+    assert only(llm.generate("hello", greedy())) == only(before)
+
+
 def test_stream_adds_up(llm: LLM) -> None:
     params = SamplingParams(temperature=1.2, seed=5, n=2, max_tokens=30, logprobs=1, stop=("e", "zz"))
     whole = llm.generate(["hello", "world"], params)

@@ -5,7 +5,7 @@ from dataclasses import fields
 import click
 import pytest
 
-from strop.cli import bench, run, verb
+from strop.cli import bench, chat, run, verb
 from strop.core.config import EngineConfig
 from strop.core.errors import CapacityError, FormatError
 
@@ -51,6 +51,38 @@ def test_run_names_its_flags(options: list[str], shown: str, capsys: pytest.Capt
         verb.run_verb(run.command, ["none.gguf", "hello", *options])
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--raw", "--system", "Be brief."], "strop: --raw takes the prompt as it is"),
+        (["--template", "none.jinja"], "strop: --template none.jinja cannot be read (No such file"),
+    ],
+)
+def test_run_refuses_what_it_would_not_use(options: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verb.run_verb(run.command, ["none.gguf", "hello", *options])
+    assert capsys.readouterr().err.startswith(shown)
+
+
+def test_chat_names_flags_and_its_own_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verb.run_verb(chat.command, ["none.gguf", "--top-p", "2"])
+    assert capsys.readouterr().err.startswith("strop: --top-p 2.0 is out of range")
+    message = chat._in_words_of_chat("lower max_tokens or raise max_context_len; top_p=2.0")
+    assert message == "lower max_tokens or raise --context; top_p=2.0"
+
+
+def test_run_and_chat_share_their_options() -> None:
+    def described(command: click.Command) -> set[tuple[str | None, str | None]]:
+        return {(param.name, param.help) for param in command.params if isinstance(param, click.Option)}
+
+    assert described(run.command) - described(chat.command) == {
+        (param.name, param.help)
+        for param in run.command.params
+        if param.name in ("raw", "json_line")  # type: ignore[attr-defined]
+    }
 
 
 @pytest.mark.parametrize(("error", "shown"), [(CapacityError, "--context 5"), (FormatError, "max_context_len=5")])

@@ -90,16 +90,17 @@ def test_llama3_scaling_is_the_published_formula() -> None:
     [
         (SMOLLM2, {"logit_scale": 0.5}, "logit_scale=0.5"),
         (SMOLLM2, {"brand_new_key": None}, "brand_new_key=None"),
-        (SMOLLM2, {"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM.*LlamaForCausalLM"),
+        (SMOLLM2, {"architectures": ["MistralForCausalLM"]}, "model_type='llama'.*'mistral'"),
+        (SMOLLM2, {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),
         (SMOLLM2, {"architectures": None}, "architectures=None"),
         (SMOLLM2, {"architectures": [{}]}, "architectures"),
         (SMOLLM2, {"model_type": "mistral"}, "model_type='mistral'.*'llama'"),
-        (SMOLLM2, {"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
+        (SMOLLM2, {"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'.*'silu'"),
         (SMOLLM2, {"rope_interleaved": True}, "rope_interleaved=True.*False"),
         (SMOLLM2, {"quantization_config": {"bits": 4}}, "quantization_config"),
         (SMOLLM2, {"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
         (SMOLLM2, {"sliding_window": 4096}, "sliding_window=4096"),
-        (SMOLLM2, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        (SMOLLM2, {"partial_rotary_factor": 1.5}, "rotary_dim=96"),
         (SMOLLM2, {"is_encoder_decoder": True}, "is_encoder_decoder=True"),
         (SMOLLM2, {"is_encoder_decoder": 0}, "is_encoder_decoder=0"),
         (SMOLLM2, {"hidden_size": "576"}, "hidden_size='576'"),
@@ -114,8 +115,10 @@ def test_llama3_scaling_is_the_published_formula() -> None:
         (SMOLLM2, {"rope_theta": float("inf")}, "rope_theta=inf"),
         (SMOLLM2, {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes'"),
         (SMOLLM2, {"rope_scaling": "linear"}, "rope_scaling='linear'"),
-        (SMOLLM2, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type='yarn'.*'llama3'"),
-        (SMOLLM2, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.type='dynamic'"),
+        (SMOLLM2, {"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope_scaling.rope_type='ntk'.*'llama3'"),
+        (SMOLLM2, {"rope_scaling": {"type": "dynamic"}}, "lacks rope_scaling.factor"),
+        (SMOLLM2, {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": 1}}, "rope_scaling.truncate=1"),
+        (SMOLLM2, {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 31}}, "rope_scaling.short_factor"),
         (SMOLLM2, {"rope_scaling": {"type": "linear"}}, "lacks rope_scaling.factor"),
         (SMOLLM2, {"rope_scaling": {"type": "linear", "factor": 1e-300}}, "rope scaling"),
         (SMOLLM2, {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}}, "rope_scaling.beta=1"),
@@ -170,7 +173,8 @@ def test_any_value_of_a_known_key_is_taken_or_refused(key: str, value: Any) -> N
 
 def gguf_spec(family: str = "llama", *present: str, factors: np.ndarray | None = None, **changes: Any) -> ModelSpec:
     tensors = {name: TensorInfo(name, (1,), "F32", 4) for name in present}
-    return spec_from_gguf(model_metadata(family, **changes), tensors, factors)
+    rope_factors = {} if factors is None else {"rope_freqs.weight": factors}
+    return spec_from_gguf(model_metadata(family, **changes), tensors, rope_factors)
 
 
 def test_gguf_metadata_describes_the_same_network_as_the_config() -> None:
@@ -200,9 +204,29 @@ def test_gguf_biases_and_head_follow_the_tensors() -> None:
 
 
 def test_gguf_values_per_layer_and_explicit_head_dim() -> None:
-    spec = gguf_spec(llama__feed_forward_length=[96, 128], llama__attention__key_length=32)
-    assert [layer.mlp.ffn_dim for layer in spec.layers] == [96, 128]
+    spec = gguf_spec(llama__feed_forward_length=[96, 96], llama__attention__key_length=32)
+    assert [layer.mlp.ffn_dim for layer in spec.layers] == [96, 96]
     assert spec.layers[0].attention.head_dim == 32
+
+
+def test_gguf_part_of_a_head_may_be_rotated() -> None:
+    rope = gguf_spec(llama__rope__dimension_count=8).layers[0].attention.rope
+    assert rope is not None
+    assert rope.rotary_dim == 8
+
+
+def test_gguf_yarn_is_that_of_the_config() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    config = SMOLLM2 | {"rope_scaling": scaling, "rope_theta": 10000.0, "head_dim": 16}
+    changes = {"type": "yarn", "factor": 4.0, "original_context_length": 32}
+    spec = gguf_spec(**{f"llama__rope__scaling__{key}": value for key, value in changes.items()})
+    assert spec.layers[0].attention.rope == spec_from_hf(config).layers[0].attention.rope
+
+
+def test_gguf_llama_with_experts_is_mixtral() -> None:
+    experts = gguf_spec(llama__expert_count=8, llama__expert_used_count=2).layers[0].experts
+    assert experts is not None
+    assert (experts.num_experts, experts.num_active, experts.normalise) == (8, 2, True)
 
 
 def test_gguf_rope_scaling() -> None:
@@ -216,18 +240,19 @@ def test_gguf_rope_scaling() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"general__architecture": "gemma3"}, "general.architecture='gemma3'.*'llama'"),
+        ({"general__architecture": "mamba"}, "general.architecture='mamba'.*'llama'"),
         ({"general__type": "adapter"}, "general.type='adapter'"),
         ({"general__quantization_version": 1}, "general.quantization_version=1"),
         ({"llama__brand_new": 1}, "llama.brand_new=1"),
-        ({"llama__expert_count": 8}, "llama.expert_count=8.*0"),
+        ({"llama__expert_count": 8}, "lacks llama.expert_used_count"),
+        ({"llama__feed_forward_length": [96, 128]}, "feed_forward_length=.96, 128."),
         ({"llama__attention__sliding_window": 512}, "llama.attention.sliding_window=512"),
         ({"llama__attention__causal": False}, "llama.attention.causal=False"),
         ({"llama__attention__causal": 1}, "llama.attention.causal=1"),
         ({"llama__logit_scale": 0.5}, "llama.logit_scale=0.5"),
-        ({"llama__rope__scaling__type": "yarn"}, "llama.rope.scaling.type='yarn'"),
+        ({"llama__rope__scaling__type": "ntk"}, "llama.rope.scaling.type='ntk'"),
         ({"llama__rope__scaling__attn_factor": 2.0}, "attn_factor=2.0"),
-        ({"llama__rope__dimension_count": 8}, "dimension_count=8.*16"),
+        ({"llama__rope__dimension_count": 18}, "rotary_dim=18"),
         ({"llama__attention__value_length": 8}, "value_length=8"),
         ({"llama__attention__key_length": 1 << 20}, "key_length=1048576"),
         ({"llama__block_count": None}, "lacks llama.block_count"),
@@ -235,7 +260,7 @@ def test_gguf_rope_scaling() -> None:
         ({"llama__embedding_length": "64"}, "llama.embedding_length='64'"),
         ({"llama__attention__head_count": [4, 4, 4]}, r"head_count=\[4, 4, 4\]"),
         ({"llama__attention__head_count_kv": 3}, "num_kv_heads=3"),
-        ({"llama__attention__head_count": 3}, "divisor of embedding_length=64"),
+        ({"llama__attention__head_count": 3}, "divisor of llama.embedding_length=64"),
         ({"llama__attention__layer_norm_rms_epsilon": float("nan")}, "epsilon=nan"),
         ({"llama__context_length": 0}, "context_length=0"),
     ],
@@ -247,7 +272,7 @@ def test_gguf_keys_that_change_the_mathematics_are_refused(changes: dict[str, An
 
 def test_gguf_rope_factors_are_checked() -> None:
     for bad in (np.ones(4, np.float32), np.zeros(8, np.float32), np.full(8, np.nan, np.float32)):
-        with pytest.raises(UnsupportedError, match="rope_freqs"):
+        with pytest.raises(UnsupportedError, match=r"rope_freqs|factors=\["):
             gguf_spec(factors=bad)
 
 

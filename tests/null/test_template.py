@@ -41,7 +41,9 @@ def render(renderer: TemplateRenderer, template: str) -> str:
         ),
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
         ("a{% generation %}b{{ messages | length }}{% endgeneration %}c", "ab1c"),
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
         ("{{ strftime_now('%d') | length }}", "2"),
+        ("{{ 'a b' | wordwrap(1) }} {{ ['x'] | pprint }} {{ '<b>x</b>' | striptags }}", "a\nb ['x'] x"),
         ("{{ tools is none }}{{ tools is defined }}", "FalseFalse"),
         ("{{ 'a,b'.split(',')[-1] }}{{ ' x '.strip() }}{{ messages[::-1] | length }}", "bx1"),
         ("{{ '%s-%d' | format('x', 3) }}{{ '{}!'.format('y') }}", "x-3y!"),
@@ -79,6 +81,24 @@ def test_broken_utf8_in_messages_is_replaced(renderer: TemplateRenderer) -> None
         "{{ messages[0].update({'role': 'system'}) }}",
         "{{ messages[0].clear() }}",
         "{{ lipsum(n=3) }}",
+        "{{ lipsum.__globals__['os'].popen('id').read() }}",
+        "{{ joiner.__init__.__globals__.os }}",
+        "{{ namespace.__init__.__globals__.sys.modules }}",
+        "{{ namespace(__class__=messages).x }}",
+        "{% set ns = namespace() %}{% set ns.__call__ = raise_exception %}{{ ns() }}",
+        "{{ dict.mro() }}{{ dict.__subclasses__() }}",
+        "{{ messages | attr('append') | attr('__self__') }}",
+        "{{ (messages | first | attr('items')).__func__ }}",
+        "{{ ['{0.__class__}'] | map('format', messages) | list }}",
+        "{{ '%(x)s' | format(x=messages.__class__) }}",
+        "{{ (messages | groupby('__class__'))[0][0] }}",
+        "{{ messages | selectattr('__class__') | map(attribute='__class__') | first }}",
+        "{{ self._TemplateReference__context.environment.loader }}",
+        "{{ loop.__class__ }}{% for x in messages %}{{ loop.__init__.__globals__ }}{% endfor %}",
+        "{% macro m() %}{{ caller.__globals__ }}{% endmacro %}{% call m() %}{% endcall %}",
+        "{% macro m() %}{% endmacro %}{{ m._func.__globals__ }}",
+        "{% set x = (messages | map('string')) %}{{ x.gi_frame.f_globals }}",
+        "{% from '/etc/passwd' import x %}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}{{ os }}",
         "{% extends 'x' %}",
@@ -97,7 +117,16 @@ def test_escapes_from_the_sandbox_give_nothing(renderer: TemplateRenderer, templ
     ("template", "message"),
     [
         ("{% for i in range(10**9) %}x{% endfor %}", "Range too big"),
+        ("{% for i in range(10**12) %}x{% endfor %}", "Range too big"),
         ("{{ 'x' * 10**10 }}", "too much memory"),
+        ("{{ 'a' * 10**9 }}", "too much memory"),
+        ("{{ [0] * 10**9 }}", "too much memory"),
+        ("{{ 'x' | center(10**10) }}", "too much memory"),
+        ("{{ 'x'.ljust(10**10) | length }}", "too much memory"),
+        ("{{ [1] | tojson(indent=10**10) }}", "too much memory"),
+        ("{{ strftime_now('%c' * 10**8) }}", "too much memory"),
+        ("{{ raise_exception('x' * 10**9) }}", "too much memory"),
+        ("{{ raise_exception('x' * 10**6) }}", "refuses these messages: x{500}$"),
         (
             "{{ '%1000000000s' | format('x') }}{{ '%9999999999s' | format('x') }}",
             "too much memory|too long|longer than",
@@ -108,6 +137,7 @@ def test_escapes_from_the_sandbox_give_nothing(renderer: TemplateRenderer, templ
             "too much memory",
         ),
         ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "recurses too deeply"),
+        ("{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "recurses too deeply"),
         ("{{ raise_exception('roles must alternate') }}", "refuses these messages: roles must alternate"),
         ("{{ missing.attribute }}", "'missing' is undefined"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
@@ -140,6 +170,7 @@ def test_deep_nesting_is_survived(renderer: TemplateRenderer, depth: int) -> Non
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 7 ** (10 ** 8) > 0 }}",
+        "{{ ('a' * 99999) | replace('a', 'a' * 999) | urlize | wordcount }}",
     ],
 )
 def test_endless_templates_are_killed(template: str) -> None:
@@ -152,6 +183,40 @@ def test_endless_templates_are_killed(template: str) -> None:
         assert render(renderer, "ok") == "ok"
     finally:
         renderer.close()
+
+
+def test_the_memory_limit_is_the_helpers_own() -> None:
+    template = "{{ ('x' * (320 * 2**20)) | length }}"
+    for memory_bytes, fits in ((256 * MIB, False), (1024 * MIB, True)):
+        renderer = TemplateRenderer(timeout_s=60, memory_bytes=memory_bytes)
+        try:
+            if fits:
+                assert render(renderer, template) == str(320 * MIB)
+                continue
+            with pytest.raises(RequestError, match="too much memory"):
+                render(renderer, template)
+        finally:
+            renderer.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/limits"), reason="needs Linux's /proc")
+def test_outside_the_sandbox_there_is_nothing_to_open(renderer: TemplateRenderer) -> None:
+    render(renderer, "{{ strftime_now('%c') }}")
+    assert renderer._helper is not None
+    with open(f"/proc/{renderer._helper._process.pid}/limits") as file:
+        limits = {line[:26].strip(): line[26:].split()[0] for line in file}
+    assert (limits["Max open files"], limits["Max file size"], limits["Max core file size"]) == ("3", "0", "0")
+
+
+def test_an_interrupt_is_not_for_the_helper(renderer: TemplateRenderer) -> None:
+    render(renderer, "ok")
+    assert renderer._helper is not None
+    assert os.getpgid(renderer._helper._process.pid) != os.getpgid(0)
+
+
+def test_a_template_keeps_nothing_from_one_rendering_to_the_next(renderer: TemplateRenderer) -> None:
+    template = "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + messages | length %}{{ ns.n }}{{ x }}{% set x = 1 %}"
+    assert render(renderer, template) == render(renderer, template) == "1"
 
 
 def test_data_that_is_not_plain_is_refused(renderer: TemplateRenderer) -> None:

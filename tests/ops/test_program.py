@@ -50,8 +50,8 @@ def step(model, between):
             norm = Norm("rms", model["norm"], None, 1e-5, layer)
             qkv = linear(x, model["qkv"], 0, r.counts, platform="native", layer=layer, norm=norm)
             attended, cache = attention(
-                qkv, cache, layer, r, AttentionOperands(), num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, scale=0.2,
-                block_len=32, platform="native",
+                qkv, cache, layer, r, AttentionOperands(), num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM,
+                scale=0.2, block_len=32, platform="native",
             )  # fmt: skip
             x = between(linear(attended, model["o"], 0, r.counts, platform="native", residual=x))
         last = jnp.asarray([ROWS - 1], jnp.int32)

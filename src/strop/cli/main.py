@@ -7,6 +7,7 @@ from strop import __version__
 
 VERBS = {
     "run": "answer one prompt, streamed to the terminal",
+    "chat": "a conversation in the terminal, or one line in and one answer out",
     "bench": "measure a model on this machine, beside other engines",
 }
 

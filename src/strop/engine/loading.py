@@ -135,7 +135,7 @@ def _unserved(layer: LayerSpec) -> str | None:
     heads = layer.attention
     wanted = {
         "soft caps": heads.soft_cap is not None,
-        "ALiBi": heads.alibi,
+        "ALiBi": heads.alibi_scale is not None,
         "attention sinks": heads.sinks,
         "norms of queries and keys": heads.qk_norm is not None,
         "experts": layer.experts is not None,

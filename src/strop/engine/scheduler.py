@@ -117,6 +117,15 @@ class Scheduler:
         """Whether any sequence still wants tokens."""
         return bool(self._sequences)
 
+    @property
+    def max_request_tokens(self) -> int:
+        """Prompt and answer of a request, at most: what the context and the whole cache hold."""
+        return min(self._max_context_len, self._pool_len)
+
+    @property
+    def _pool_len(self) -> int:
+        return self.pool.num_usable * self._block_len + 1  # the last token is never computed
+
     def sequence(self, seq_id: int) -> Sequence:
         """The unfinished sequence with this id; KeyError if it finished or was aborted."""
         return self._sequences[seq_id]
@@ -259,7 +268,7 @@ class Scheduler:
     def _room(self, request: Request) -> int:
         """Tokens this request may generate."""
         name, params, prompt_len = request.request_id, request.params, len(request.prompt_token_ids)
-        pool_len = self.pool.num_usable * self._block_len + 1  # the last token is never computed
+        pool_len = self._pool_len
         if name in self._requests:
             raise RequestError(f"request_id={name!r} is in use: give every unfinished request its own")
         if prompt_len == 0:
@@ -271,7 +280,7 @@ class Scheduler:
             )
         max_tokens = params.max_tokens
         if max_tokens is None:
-            max_tokens = max(1, min(self._max_context_len, pool_len) - prompt_len, params.min_tokens)
+            max_tokens = max(1, self.max_request_tokens - prompt_len, params.min_tokens)
         wish = f"prompt ({prompt_len} tokens) + answer ({max_tokens} tokens) = {prompt_len + max_tokens} tokens"
         if prompt_len + max_tokens > self._max_context_len:
             raise RequestError(

@@ -17,12 +17,14 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
-def prepare_prompt(tokenizer: Tokenizer, prompt: Prompt, *, vocab_size: int | None = None) -> tuple[int, ...]:
+def prepare_prompt(
+    tokenizer: Tokenizer, prompt: Prompt, *, vocab_size: int | None = None, **template: Any
+) -> tuple[int, ...]:
     """The token ids the engine is to continue.
 
     Text is framed as the model expects and may name special tokens; token ids are taken as they are; messages go
-    through the chat template. `vocab_size` is the model's, where it exceeds the tokenizer's. Raises RequestError for an
-    empty or malformed prompt and for ids out of range.
+    through the chat template, which `template` is for: see Tokenizer.apply_chat_template. `vocab_size` is the model's,
+    where it exceeds the tokenizer's. Raises RequestError for an empty or malformed prompt and for ids out of range.
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, add_special=True)
@@ -33,7 +35,7 @@ def prepare_prompt(tokenizer: Tokenizer, prompt: Prompt, *, vocab_size: int | No
         for position, message in enumerate(messages):
             if not isinstance(message.get("role"), str):
                 raise RequestError(f"message {position} has role={message.get('role')!r}; it must be text like 'user'")
-        ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special=False)
+        ids = tokenizer.encode(tokenizer.apply_chat_template(messages, **template), add_special=False)
     else:
         ids = _checked_ids(prompt, tokenizer.vocab_size if vocab_size is None else vocab_size)
     if not ids:

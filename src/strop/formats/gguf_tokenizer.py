@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from strop.core.errors import FormatError, UnsupportedError
+from strop.formats.chat_templates import templates_of_gguf
 from strop.formats.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces, score_bpe, unigram
 from strop.formats.template import TemplateRenderer
 from strop.formats.tokenizer import BYTE_OF_CHARACTER, END_TOKENS, SpecialTokens, Tokenizer, build, end_token_ids
@@ -98,7 +99,7 @@ def _byte_level_tokenizer(
         "byte_level",
         _special_tokens(backend, metadata, vocabulary, _Defaults(adds_bos=pre.adds_bos)),
         vocab_size=len(vocabulary.texts),
-        chat_template=_optional(metadata, "tokenizer.chat_template", str),
+        chat_templates=templates_of_gguf(metadata),
         renderer=renderer,
     )
 
@@ -121,7 +122,7 @@ def _score_bpe_tokenizer(
         vocab_size=len(vocabulary.texts),
         stand_ins=stand_ins,
         strips_leading_space=adds_space_prefix,
-        chat_template=_optional(metadata, "tokenizer.chat_template", str),
+        chat_templates=templates_of_gguf(metadata),
         renderer=renderer,
     )
 
@@ -149,7 +150,7 @@ def _unigram_tokenizer(
         "metaspace",
         _special_tokens(backend, metadata, vocabulary, _UNIGRAM),
         strips_leading_space=adds_space_prefix or merges_spaces,
-        chat_template=_optional(metadata, "tokenizer.chat_template", str),
+        chat_templates=templates_of_gguf(metadata),
         renderer=renderer,
     )
 

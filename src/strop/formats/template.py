@@ -118,7 +118,13 @@ class _Helper:
         environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         command = [sys.executable, "-P", "-m", f"{__package__}.template_worker", str(memory_bytes), str(cpu_s)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environ,
+            bufsize=0,
+            process_group=0,  # Ctrl-C is for the program, not for its helper
         )
         self.stop = weakref.finalize(self, _end, self._process)
         assert self._process.stdin is not None

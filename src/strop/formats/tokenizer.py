@@ -14,6 +14,7 @@ import tokenizers
 
 from strop.core.config import MIB
 from strop.core.errors import FormatError, RequestError, StropError, UnsupportedError
+from strop.formats.chat_templates import DEFAULT, template_for, templates_of_folder
 from strop.formats.sentencepiece_file import from_model_file
 from strop.formats.template import TemplateRenderer, replace_surrogates
 
@@ -74,7 +75,7 @@ class Tokenizer:
         vocab_size: int | None = None,
         stand_ins: Mapping[int, tuple[int, ...]] | None = None,
         strips_leading_space: bool = False,
-        chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         renderer: TemplateRenderer | None = None,
     ) -> None:
         self._backend = backend
@@ -84,7 +85,7 @@ class Tokenizer:
         self._added = backend.get_added_tokens_decoder()
         self._token_bytes: dict[int, bytes] = {}
         self._renderer = renderer or TemplateRenderer()
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates or {})
         num_backend_ids = _num_ids(backend)
         self.vocab_size = num_backend_ids if vocab_size is None else vocab_size
         self._stand_ins = dict(stand_ins or {})
@@ -130,18 +131,43 @@ class Tokenizer:
             known = self._token_bytes[token_id] = self._spell(token_id)
         return known
 
+    @property
+    def chat_template(self) -> str | None:
+        """The default one, if the model brings it."""
+        return self.chat_templates.get(DEFAULT)
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str:
         """The prompt text for `messages`, special tokens included: encode it with `add_special=False`.
 
-        RequestError if the model has no chat template or the template refuses; see TemplateRenderer.render.
+        Args:
+            tools: what the model may call, each as a JSON schema: {"type": "function", "function": {...}}.
+            documents: what it may look at, each as {"title": ..., "text": ...}.
+            chat_template: instead of the model's own.
+            variables: what else the template knows, such as enable_thinking=False.
+
+        What is None in a message, `content` aside, is left out: clients send `"tool_calls": null`, templates look for
+        the name.
+
+        RequestError if there is no chat template, it has no place for tools or documents, or it refuses; see
+        TemplateRenderer.render.
         """
-        if self.chat_template is None:
-            raise RequestError("this model has no chat template; send a plain prompt, or use an instruct model")
-        names = {"tools": None, "documents": None, **dict(self._special.template_names), **variables}
+        for name, listed in (("tools", tools), ("documents", documents)):
+            if listed is not None and not _are_maps(listed):
+                raise RequestError(f"{name} must be a list of maps, such as JSON schemas, not {listed!r:.80}")
+        given = {**dict(self._special.template_names), "tools": tools, "documents": documents, **variables}
+        template = template_for(self.chat_templates if chat_template is None else {DEFAULT: chat_template}, given)
+        messages = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in messages]
         return self._renderer.render(
-            self.chat_template, {**names, "messages": messages, "add_generation_prompt": add_generation_prompt}
+            template, {**given, "messages": messages, "add_generation_prompt": add_generation_prompt}
         )
 
     def fit_embedding(self, num_rows: int) -> None:
@@ -152,10 +178,10 @@ class Tokenizer:
         """
         beyond = range(num_rows, self.vocab_size)
         used = self.eos_ids.union(self._special.prefix_ids, self._special.suffix_ids)
-        template = self.chat_template or ""
+        templates = "".join(self.chat_templates.values())
         for token_id in beyond:
             added = self._added.get(token_id)
-            if added is None or token_id in used or added.content in template:
+            if added is None or token_id in used or added.content in templates:
                 name = added.content if added is not None else self._backend.id_to_token(token_id)
                 raise FormatError(
                     f"the tokenizer has {self.vocab_size} tokens, the model's embedding {num_rows} rows: none for token"
@@ -172,7 +198,7 @@ class Tokenizer:
 
     def start_renderer(self) -> None:
         """Begin starting the process that renders chat templates, so that the first one need not wait for it."""
-        if self.chat_template is not None:
+        if self.chat_templates:
             self._renderer.start()
 
     def close(self) -> None:
@@ -221,7 +247,7 @@ class Tokenizer:
 
 def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model, and if there tokenizer_config.json,
-    generation_config.json, chat_template.jinja. FormatError for damaged files, UnsupportedError for a decoder that is
+    generation_config.json and chat templates. FormatError for damaged files, UnsupportedError for a decoder that is
     not byte-exact."""
     folder = Path(folder)
     config = _read_json(folder / "tokenizer_config.json")
@@ -244,7 +270,7 @@ def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None 
         vocab_size=vocab_size,
         stand_ins=stand_ins,
         strips_leading_space=strips_leading_space,
-        chat_template=_chat_template(folder, config),
+        chat_templates=templates_of_folder(folder, config),
         renderer=renderer,
     )
 
@@ -286,6 +312,10 @@ def end_token_ids(backend: tokenizers.Tokenizer, known_ids: Iterable[int]) -> fr
     if {"<|return|>", "<|call|>"} <= names.keys():
         ids.discard(names.get("<|end|>", -1))  # in this chat format it closes a message, and the turn goes on
     return frozenset(ids)
+
+
+def _are_maps(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, Mapping) for value in values)
 
 
 def _num_ids(backend: tokenizers.Tokenizer) -> int:
@@ -404,19 +434,3 @@ def _token_id(backend: tokenizers.Tokenizer, name: str, text: str) -> int:
     if token_id is None:
         raise FormatError(f"tokenizer_config.json: {name}={text!r} is not in the vocabulary; fetch the model again")
     return token_id
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else `chat_template` of tokenizer_config.json: a text, or a list with a `default` one."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise FormatError(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes; fetch the model again")
-        return path.read_text(encoding="utf-8", errors="replace")
-    value = config.get("chat_template")
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    if value is not None and not isinstance(value, str):
-        raise FormatError("tokenizer_config.json: chat_template must be a text or a list of named texts")
-    return value

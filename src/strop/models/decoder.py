@@ -104,7 +104,7 @@ class _Layer:
             head_dim=heads.head_dim,
             scale=heads.scale,
             soft_cap=heads.soft_cap,
-            alibi=heads.alibi,
+            alibi_scale=heads.alibi_scale,
             block_len=self._layout.block_len,
             platform=self._layout.platform,
         )

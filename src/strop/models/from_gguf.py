@@ -1,190 +1,204 @@
-"""GGUF metadata -> ModelSpec. Every `{architecture}.*` key is handled, known to be harmless, or refused by name.
+"""GGUF metadata -> its family, and the ModelSpec. Every `{architecture}.*` key is handled, harmless, or refused.
 
 Meaning of the keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and llama.cpp where that is silent.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from strop.core.errors import UnsupportedError
 from strop.formats.values import TensorInfo
-from strop.models.params import MAX_DIM, MAX_HEAD_DIM, MAX_LAYERS, check_spec
-from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, Rope
+from strop.models.config import Config, refusal
+from strop.models.families import FAMILIES
+from strop.models.family import Family, Gguf
+from strop.models.params import check_spec
+from strop.models.spec import LayerSpec, ModelSpec
 
-FAMILIES = ("llama", "qwen2")
+_KEYS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "max_position_embeddings": "context_length",
+    "intermediate_size": "feed_forward_length",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "num_kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "rotary_dim": "rope.dimension_count",
+    "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "use_parallel_residual": "use_parallel_residual",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
+    "clip_qkv": "attention.clamp_kqv",
+    "vocab_size": "vocab_size",
+}
+"""The config's name of a key -> the file's, below the architecture."""
 
-ROPE_FACTORS = "rope_freqs.weight"
-"""Tensor [H // 2] that divides the rotary frequencies (llama3 scaling, computed by the converter)."""
-
-_HARMLESS = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
+_HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.yarn_log_multiplier")
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
-    "use_parallel_residual": (False,),
     "attention.causal": (True,),
-    "attention.sliding_window": (0,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.max_alibi_bias": (0.0,),
-    "rope.scaling.attn_factor": (1.0,),
+    "attention.max_alibi_bias": (0.0, 8.0),
     "expert_count": (0,),
     "expert_used_count": (0,),
     "logit_scale": (1.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.sliding_window": (0,),
+    "use_parallel_residual": (False,),
     "pooling_type": (0,),
 }
-"""Keys that change the mathematics for any value but these."""
+"""Keys that mean nothing at these values; at others the family has to look at them."""
 _ACCEPTED_GENERAL: dict[str, tuple[Any, ...]] = {"general.type": ("model",), "general.quantization_version": (2,)}
 
-
-class _Metadata:
-    """The `{architecture}.*` keys, and which of them were looked at."""
-
-    def __init__(self, metadata: Mapping[str, Any], family: str) -> None:
-        self.prefix = f"{family}."
-        self.values = {key: value for key, value in metadata.items() if key.startswith(self.prefix)}
-        self.seen = {self.prefix + key for key in _HARMLESS}
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.seen.add(self.prefix + key)
-        return self.values.get(self.prefix + key, default)
-
-    def refuse(self, key: str, accepted: str) -> UnsupportedError:
-        return _refusal(self.values, self.prefix + key, accepted)
-
-    def integer(self, key: str, default: int | None = None, most: int = MAX_DIM) -> int:
-        value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise self.refuse(key, f"an integer from 1 to {most}")
-        return value
-
-    def per_layer(self, key: str, num_layers: int, default: list[int] | None = None) -> list[int]:
-        """One integer per layer; a single number stands for all layers."""
-        value = self.get(key, default)
-        values = value if isinstance(value, list) else [value] * num_layers
-        if len(values) != num_layers or not all(type(item) is int and 1 <= item <= MAX_DIM for item in values):
-            raise self.refuse(key, f"an integer from 1 to {MAX_DIM}, or {num_layers} of them")
-        return values
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.refuse(key, "a finite number above 0")
-        return float(value)
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Tensors [H // 2] that divide the rotary frequencies: of llama3 scaling, and of longrope."""
 
 
-def _refusal(values: Mapping[str, Any], key: str, accepted: str) -> UnsupportedError:
-    shown = repr(values.get(key))
-    found = f"has {key}={shown if len(shown) <= 80 else shown[:77] + '...'}" if key in values else f"lacks {key}"
-    return UnsupportedError(f"the GGUF file {found}; accepted is {accepted}: Strop cannot run it faithfully")
-
-
-def _require(values: Mapping[str, Any], key: str, accepted: tuple[Any, ...]) -> None:
-    if key in values and not any(
-        values[key] == item and isinstance(values[key], bool) == isinstance(item, bool) for item in accepted
-    ):
-        raise _refusal(values, key, " or ".join(repr(item) for item in accepted))
-
-
-def family_from_gguf(metadata: Mapping[str, Any]) -> str:
-    """The family's name for the name map. Raises UnsupportedError for other architectures, adapters and projectors."""
+def family_from_gguf(metadata: Mapping[str, Any]) -> Family:
+    """The family. Raises UnsupportedError for other architectures, adapters and projectors."""
     for key, accepted in _ACCEPTED_GENERAL.items():
-        _require(metadata, key, accepted)
-    family = metadata.get("general.architecture")
-    if family not in FAMILIES:
-        raise _refusal(metadata, "general.architecture", " or ".join(repr(name) for name in FAMILIES))
+        if key in metadata and metadata[key] not in accepted:
+            raise refusal(metadata, key, " or ".join(map(repr, accepted)), is_gguf=True)
     for key in metadata:
         if key.startswith("adapter."):
-            raise _refusal(metadata, key, "a whole model, not an adapter: merge it into its base model")
-    return str(family)
+            raise refusal(metadata, key, "a whole model, not an adapter: merge it into its base model", is_gguf=True)
+    architecture = metadata.get("general.architecture")
+    with_experts = metadata.get(f"{architecture}.expert_count", 0) != 0
+    known = [family for family in FAMILIES if family.gguf is not None]
+    named = [family for family in known if family.gguf and family.gguf.architecture == architecture]
+    found = [family for family in named if family.gguf and family.gguf.with_experts == with_experts]
+    if found:
+        return found[0]
+    if named:
+        return named[0]  # which refuses the number of experts
+    names = dict.fromkeys(family.gguf.architecture for family in known if family.gguf)
+    raise refusal(metadata, "general.architecture", " or ".join(map(repr, names)), is_gguf=True)
 
 
 def spec_from_gguf(
-    metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], rope_factors: np.ndarray | None = None
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    rope_factors: Mapping[str, np.ndarray] | None = None,
 ) -> ModelSpec:
     """The network this metadata describes. Biases and an untied head are there if their tensors are.
 
-    `rope_factors` is the tensor ROPE_FACTORS, float32 [H // 2], if the file has it. Raises UnsupportedError naming the
-    key, its value and what is accepted.
+    `rope_factors` are those of the tensors ROPE_FACTORS that the file has, float32 [H // 2]. Raises UnsupportedError
+    naming the key, its value and what is accepted.
     """
     family = family_from_gguf(metadata)
-    keys = _Metadata(metadata, family)
-    for key, accepted in _ACCEPTED.items():
-        keys.get(key)
-        _require(keys.values, keys.prefix + key, accepted)
-    model_dim = keys.integer("embedding_length")
-    num_layers = keys.integer("block_count", most=MAX_LAYERS)
-    num_heads = keys.per_layer("attention.head_count", num_layers)
-    num_kv_heads = keys.per_layer("attention.head_count_kv", num_layers, num_heads)
-    ffn_dims = keys.per_layer("feed_forward_length", num_layers)
-    norm = Norm("rms", keys.number("attention.layer_norm_rms_epsilon"))
-    qkv_bias = family == "qwen2" or _any_layer_has(tensors, num_layers, "attn_q.bias")
-    out_bias = _any_layer_has(tensors, num_layers, "attn_output.bias")
-    mlp_bias = _any_layer_has(tensors, num_layers, "ffn_gate.bias")
-    layers = []
-    for i in range(num_layers):
-        head_dim = _head_dim(keys, model_dim, num_heads[i])
-        attention = Attention(
-            num_heads=num_heads[i],
-            num_kv_heads=num_kv_heads[i],
-            head_dim=head_dim,
-            scale=head_dim**-0.5,
-            rope=_rope(keys, head_dim, rope_factors),
-            qkv_bias=qkv_bias,
-            out_bias=out_bias,
-        )
-        layers.append(LayerSpec(attention, Mlp(ffn_dims[i], "silu", bias=mlp_bias), norm, norm))
-    spec = ModelSpec(
-        model_dim=model_dim,
-        vocab_size=_vocab_size(keys, metadata, tensors),
-        layers=tuple(layers),
-        final_norm=norm,
-        tied_embeddings="output.weight" not in tensors,
-        max_context_len=keys.integer("context_length"),
-    )
-    for key in keys.values:
-        if key not in keys.seen:
-            raise _refusal(metadata, key, f"only {family} keys Strop knows")
+    gguf = family.gguf
+    assert gguf is not None
+    config = _config(metadata, family, gguf, tensors, rope_factors or {})
+    spec = _with_biases_of(family.spec(config), tensors)
+    if config.integer("value_length", config.head_dim) != config.head_dim:
+        raise config.refuse("value_length", f"the head's length, {config.head_dim}")
+    config.refuse_the_rest(f"only {gguf.architecture} keys Strop knows")
     return check_spec(spec)
 
 
-def _any_layer_has(tensors: Mapping[str, TensorInfo], num_layers: int, suffix: str) -> bool:
-    return any(f"blk.{i}.{suffix}" in tensors for i in range(num_layers))
+def _config(
+    metadata: Mapping[str, Any],
+    family: Family,
+    gguf: Gguf,
+    tensors: Mapping[str, TensorInfo],
+    rope_factors: Mapping[str, np.ndarray],
+) -> Config:
+    prefix = f"{gguf.architecture}."
+    num_layers = metadata.get(f"{prefix}block_count")
+    values = {key: _plain(value, num_layers) for key, value in metadata.items() if key.startswith(prefix)}
+    for key, accepted in _ACCEPTED.items():
+        if any(_same(values.get(prefix + key), item) for item in accepted):
+            del values[prefix + key]
+    names = {key: prefix + name for key, name in _KEYS.items()} | {"value_length": prefix + "attention.value_length"}
+    given = Config(values, names, is_gguf=True)
+    implied: dict[str, Any] = {
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "rope_scaling": _rope_scaling(given, prefix, rope_factors),
+        "vocab_size": _vocab_size(metadata, tensors),
+        **gguf.config,
+    }
+    defaults = {key: value for key, value in family.defaults.items() if key not in _KEYS}
+    config = Config(values, names, defaults | implied, is_gguf=True)
+    config.seen = given.seen | {prefix + key for key in _HARMLESS}
+    return config
 
 
-def _head_dim(keys: _Metadata, model_dim: int, num_heads: int) -> int:
-    if keys.get("attention.key_length") is None and model_dim % num_heads:
-        raise keys.refuse("attention.head_count", f"a divisor of embedding_length={model_dim}")
-    head_dim = keys.integer("attention.key_length", model_dim // num_heads, MAX_HEAD_DIM)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.integer(key, head_dim) != head_dim:
-            raise keys.refuse(key, f"the head's length, {head_dim}")
-    return head_dim
+def _plain(value: Any, num_layers: Any) -> Any:
+    """One number for a list of equal ones, a number per layer."""
+    is_list = isinstance(value, list) and len(value) == num_layers
+    return value[0] if is_list and all(_same(item, value[0]) for item in value) else value
 
 
-def _vocab_size(keys: _Metadata, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
-    """`vocab_size`, else the tokenizer's size, else the rows of the embedding."""
+def _same(left: Any, right: Any) -> bool:
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
+
+
+def _vocab_size(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int | None:
+    """The rows of the embedding, or else the tokenizer's size."""
+    if embedding := tensors.get("token_embd.weight"):
+        return embedding.shape[0]
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and tokens:
-        return keys.integer("vocab_size", len(tokens))
-    embedding = tensors.get("token_embd.weight")
-    return keys.integer("vocab_size", embedding.shape[0] if embedding else None)
+    return len(tokens) if isinstance(tokens, list) and tokens else None
 
 
-def _rope(keys: _Metadata, head_dim: int, factors: np.ndarray | None) -> Rope:
-    """Rotary positions; linear scaling and the factors of llama3 scaling fold into one multiplier per frequency."""
-    theta = keys.number("rope.freq_base", 10000.0)
-    kind = keys.get("rope.scaling.type", "linear")
-    legacy_factor = keys.number("rope.scale_linear", 1.0)
-    factor = keys.number("rope.scaling.factor", legacy_factor)
-    keys.get("rope.scaling.original_context_length")  # only yarn and longrope use it
-    if kind not in ("none", "linear"):
-        raise keys.refuse("rope.scaling.type", "'none' or 'linear'")
-    if kind == "none":
-        factor = 1.0
-    if factors is None:
-        return Rope(theta, head_dim, None if factor == 1.0 else (1.0 / factor,) * (head_dim // 2))
-    if factors.shape != (head_dim // 2,) or not (np.isfinite(factors) & (factors > 0)).all():
-        raise UnsupportedError(
-            f"the tensor {ROPE_FACTORS!r} has shape {factors.shape}; accepted are {head_dim // 2} finite numbers"
-            " above 0"
-        )
-    return Rope(theta, head_dim, tuple(1.0 / (float(item) * factor) for item in factors))
+def _rope_scaling(config: Config, prefix: str, rope_factors: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """As config.json would have it."""
+    keys = f"{prefix}rope.scaling."
+    kind = config.get(keys + "type", "linear")
+    factor = config.number(keys + "factor", config.number(f"{prefix}rope.scale_linear", 1.0))
+    original = config.get(keys + "original_context_length")
+    amplitude = config.number(keys + "attn_factor", 1.0)
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise config.refuse(keys + "type", "'none', 'linear', 'yarn' or 'longrope'")
+    for name, factors in rope_factors.items():
+        if factors.ndim != 1 or not (np.isfinite(factors) & (factors > 0)).all():
+            raise UnsupportedError(f"the tensor {name!r} {factors.shape} holds others than finite numbers above 0")
+    found = {name: factors.tolist() for name, factors in rope_factors.items()}
+    if ROPE_FACTORS[2] in found:
+        sides = {"short_factor": found.get(ROPE_FACTORS[1]), "long_factor": found[ROPE_FACTORS[2]]}
+        return {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": original,
+            "attention_factor": amplitude,
+            **sides,
+        }
+    if kind == "yarn":
+        scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        for name in ("beta_fast", "beta_slow"):
+            scaling[name] = config.get(f"{keys}yarn_{name}")
+        scaling["attention_factor"] = amplitude * (0.1 * math.log(factor) + 1.0) if factor > 1 else amplitude
+        return scaling
+    if amplitude != 1.0:
+        raise config.refuse(keys + "attn_factor", "1.0")
+    factor = 1.0 if kind == "none" else factor
+    if ROPE_FACTORS[0] in found:
+        return {"rope_type": "factors", "factor": factor, "factors": found[ROPE_FACTORS[0]]}
+    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+
+
+def _with_biases_of(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> ModelSpec:
+    """Metadata does not speak of biases: the tensors of any layer do."""
+    present = {name.partition(".")[2].partition(".")[2] for name in tensors if name.startswith("blk.")}
+
+    def with_biases(layer: LayerSpec) -> LayerSpec:
+        heads, mlp = layer.attention, layer.mlp
+        qkv_bias = heads.qkv_bias or bool(present & {"attn_q.bias", "attn_qkv.bias"})
+        heads = replace(heads, qkv_bias=qkv_bias, out_bias="attn_output.bias" in present)
+        mlp = replace(mlp, bias=bool(present & {"ffn_up.bias", "ffn_gate.bias"}))
+        return replace(layer, attention=heads, mlp=mlp)
+
+    return replace(spec, layers=tuple(map(with_biases, spec.layers)))

@@ -61,8 +61,10 @@ def load(
 def rope_tables(rope: Rope, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """cos, sin of every angle: two float32 [num_positions, rotary_dim / 2], computed in float64."""
     inv_freq = rope.theta ** -(np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim)
-    if rope.inv_freq_scale is not None:
-        inv_freq = inv_freq * np.asarray(rope.inv_freq_scale, np.float64)
+    is_long = rope.long_inv_freq_scale is not None and num_positions > rope.original_context_len
+    scale = rope.long_inv_freq_scale if is_long else rope.inv_freq_scale
+    if scale is not None:
+        inv_freq = inv_freq * np.asarray(scale, np.float64)
     angles = np.arange(num_positions, dtype=np.float64)[:, None] * inv_freq[None, :]
     return tuple((rope.amplitude * part(angles)).astype(np.float32) for part in (np.cos, np.sin))  # type: ignore[return-value]
 

@@ -1,54 +1,11 @@
-"""Checkpoint tensor name <-> parameter path, per family, as data. `{i}` stands for the layer."""
+"""Checkpoint tensor name <-> parameter path, per family, as data. `{i}` stands for the layer, `{e}` for the expert."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-_HF = {
-    "embed": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "layers.{i}.attention_norm": "model.layers.{i}.input_layernorm.weight",
-    "layers.{i}.q": "model.layers.{i}.self_attn.q_proj.weight",
-    "layers.{i}.k": "model.layers.{i}.self_attn.k_proj.weight",
-    "layers.{i}.v": "model.layers.{i}.self_attn.v_proj.weight",
-    "layers.{i}.q_bias": "model.layers.{i}.self_attn.q_proj.bias",
-    "layers.{i}.k_bias": "model.layers.{i}.self_attn.k_proj.bias",
-    "layers.{i}.v_bias": "model.layers.{i}.self_attn.v_proj.bias",
-    "layers.{i}.o": "model.layers.{i}.self_attn.o_proj.weight",
-    "layers.{i}.o_bias": "model.layers.{i}.self_attn.o_proj.bias",
-    "layers.{i}.mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
-    "layers.{i}.gate": "model.layers.{i}.mlp.gate_proj.weight",
-    "layers.{i}.up": "model.layers.{i}.mlp.up_proj.weight",
-    "layers.{i}.down": "model.layers.{i}.mlp.down_proj.weight",
-    "layers.{i}.gate_bias": "model.layers.{i}.mlp.gate_proj.bias",
-    "layers.{i}.up_bias": "model.layers.{i}.mlp.up_proj.bias",
-    "layers.{i}.down_bias": "model.layers.{i}.mlp.down_proj.bias",
-}
-
-_GGUF = {
-    "embed": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "head": "output.weight",
-    "layers.{i}.attention_norm": "blk.{i}.attn_norm.weight",
-    "layers.{i}.q": "blk.{i}.attn_q.weight",
-    "layers.{i}.k": "blk.{i}.attn_k.weight",
-    "layers.{i}.v": "blk.{i}.attn_v.weight",
-    "layers.{i}.q_bias": "blk.{i}.attn_q.bias",
-    "layers.{i}.k_bias": "blk.{i}.attn_k.bias",
-    "layers.{i}.v_bias": "blk.{i}.attn_v.bias",
-    "layers.{i}.o": "blk.{i}.attn_output.weight",
-    "layers.{i}.o_bias": "blk.{i}.attn_output.bias",
-    "layers.{i}.mlp_norm": "blk.{i}.ffn_norm.weight",
-    "layers.{i}.gate": "blk.{i}.ffn_gate.weight",
-    "layers.{i}.up": "blk.{i}.ffn_up.weight",
-    "layers.{i}.down": "blk.{i}.ffn_down.weight",
-    "layers.{i}.gate_bias": "blk.{i}.ffn_gate.bias",
-    "layers.{i}.up_bias": "blk.{i}.ffn_up.bias",
-    "layers.{i}.down_bias": "blk.{i}.ffn_down.bias",
-}
-
-_HF_FREQUENCIES = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
-_GGUF_FREQUENCIES = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd")
+_WITHOUT_SUFFIX = ("sinks",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +15,18 @@ class NameMap:
     A tensor that several parameters name holds their rows one after the other, in the inventory's order.
     """
 
-    names: dict[str, str]
-    """Parameter path -> tensor name, both with `{i}` for the layer and `{e}` for the expert."""
+    names: Mapping[str, str]
+    """Parameter path -> tensor name, both with `{i}` for the layer and `{e}` for the expert.
+
+    The last part of a stem may have alternatives: `layers.{i}.old|new.weight`."""
     ignored: tuple[str, ...] = ()
-    """Regular expressions of tensors that carry nothing the spec does not say already."""
+    """Ends of names, as regular expressions, of tensors that carry nothing the spec does not say already."""
+    prefix: str = ""
+    """Of all names but the head's; a checkpoint of the bare network lacks it."""
     adjacent_rotary_pairs: bool = False
     """Whether rows of q and k are stored so that rotated pairs are adjacent; Strop keeps them half a head apart."""
     transposed: tuple[str, ...] = ()
-    """Regular expressions of tensors that are stored [in, out]."""
+    """The same of tensors that are stored [in, out]."""
     qkv_by_group: bool = False
     """Whether a tensor with q, k and v has them by kv head: its queries, its key, its value."""
 
@@ -79,18 +40,126 @@ class NameMap:
 
     def is_ignored(self, tensor_name: str) -> bool:
         """Whether a tensor that the inventory does not ask for is harmless."""
-        return any(re.fullmatch(pattern, tensor_name) for pattern in self.ignored)
+        return any(re.search(f"{pattern}$", tensor_name) for pattern in self.ignored)
 
     def is_transposed(self, tensor_name: str) -> bool:
         """Whether a matrix is stored [in, out]."""
-        return any(re.fullmatch(pattern, tensor_name) for pattern in self.transposed)
+        return any(re.search(f"{pattern}$", tensor_name) for pattern in self.transposed)
+
+    def with_layers(self, **stems: str) -> "NameMap":
+        """The same with other stems in the layers, by role; those of experts begin with `experts_`."""
+        layer = self.names["layers.{i}.q"].partition("{i}.")[0] + "{i}."
+        paths = {
+            "layers.{i}." + re.sub("^experts_", "experts.{e}.", role): layer + stem for role, stem in stems.items()
+        }
+        return replace(self, names={**self.names, **_with_biases(paths)})
+
+    def with_adjacent_pairs(self) -> "NameMap":
+        """The same of checkpoints whose rotated pairs are adjacent."""
+        return replace(self, adjacent_rotary_pairs=True)
+
+    def for_tensors(self, tensor_names: Mapping[str, object]) -> "NameMap":
+        """The names that these tensors have: of alternatives the first, and no prefix if none has it."""
+        bare = not any(name.startswith(self.prefix) for name in tensor_names)
+
+        def choose(pattern: str) -> str:
+            if "|" in pattern:
+                start, _, last = pattern.rpartition(".")
+                stem, _, choices = start.rpartition(".")
+                found = [f"{stem}.{choice}.{last}" for choice in choices.split("|")]
+                pattern = next((name for name in found if name.replace("{i}", "0") in tensor_names), found[-1])
+            return pattern.removeprefix(self.prefix) if bare else pattern
+
+        return replace(self, names={path: choose(name) for path, name in self.names.items()})
 
 
-HF_NAMES = {
-    "llama": NameMap(_HF, _HF_FREQUENCIES),
-    "qwen2": NameMap(_HF, _HF_FREQUENCIES),
+def _with_biases(stems: Mapping[str, str]) -> dict[str, str]:
+    """Stems of names -> names of weights and of biases."""
+    names = {}
+    for path, stem in stems.items():
+        names[path] = stem if path.endswith(_WITHOUT_SUFFIX) else f"{stem}.weight"
+        names[f"{path}_bias"] = f"{stem}.bias"
+    return names
+
+
+def name_map(
+    *,
+    embed: str,
+    layer: str,
+    layers: Mapping[str, str],
+    prefix: str = "",
+    head: str = "lm_head",
+    others: Mapping[str, str],
+    **how: Any,
+) -> NameMap:
+    """A NameMap from stems: a weight is the stem with ".weight", a bias with ".bias".
+
+    Args:
+        embed, others: stems below `prefix`, the others by parameter.
+        layer: stem of a layer, with `{i}`.
+        layers: role -> stem below the layer's; several roles with one stem share a tensor.
+        head: stem of the head.
+        how: other fields of NameMap.
+    """
+    stems = {path: prefix + stem for path, stem in {"embed": embed, **others}.items()}
+    stems |= {"layers.{i}." + role: f"{prefix}{layer}.{stem}" for role, stem in layers.items()}
+    return NameMap(_with_biases(stems | {"head": head}), prefix=prefix, **how)
+
+
+LLAMA_LAYERS = {
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "o": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
 }
-GGUF_NAMES = {
-    "llama": NameMap(_GGUF, _GGUF_FREQUENCIES, adjacent_rotary_pairs=True),
-    "qwen2": NameMap(_GGUF, _GGUF_FREQUENCIES),
-}
+LLAMA_NAMES = name_map(
+    prefix="model.",
+    embed="embed_tokens",
+    layer="layers.{i}",
+    layers=LLAMA_LAYERS,
+    others={"final_norm": "norm"},
+    ignored=(r"rotary_emb\.inv_freq",),
+)
+"""Most families since Llama."""
+
+GGUF_NAMES = name_map(
+    embed="token_embd",
+    others={
+        "positions": "position_embd",
+        "token_types": "token_types",
+        "embedding_norm": "token_embd_norm",
+        "final_norm": "output_norm",
+    },
+    head="output",
+    layer="blk.{i}",
+    layers={
+        "attention_norm": "attn_norm",
+        "q": "attn_q",
+        "k": "attn_k",
+        "v": "attn_v",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
+        "sinks": "attn_sinks.weight",
+        "o": "attn_output",
+        "attention_out_norm": "post_attention_norm",
+        "mlp_norm": "ffn_norm",
+        "router": "ffn_gate_inp",
+        "experts.{e}.gate": "ffn_gate_exps",
+        "experts.{e}.up": "ffn_up_exps",
+        "experts.{e}.down": "ffn_down_exps",
+        "gate": "ffn_gate",
+        "up": "ffn_up",
+        "down": "ffn_down",
+        "mlp_out_norm": "post_ffw_norm",
+    },
+    ignored=("attn_rot_embd", r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight"),
+)
+"""GGUF has one set of names."""
+GGUF_FUSED_NAMES = GGUF_NAMES.with_layers(q="attn_qkv", k="attn_qkv", v="attn_qkv")

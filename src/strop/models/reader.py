@@ -15,7 +15,7 @@ from strop.formats.hf import HFCheckpoint
 from strop.formats.values import DENSE_DTYPES, GroupQuantized, TensorValue, dense
 from strop.models.from_gguf import ROPE_FACTORS, family_from_gguf, spec_from_gguf
 from strop.models.from_hf import family_from_hf, spec_from_hf
-from strop.models.names import GGUF_NAMES, HF_NAMES, NameMap
+from strop.models.names import NameMap
 from strop.models.params import ParamInfo, check_spec, inventory
 from strop.models.spec import ModelSpec
 
@@ -44,7 +44,7 @@ def load_spec(checkpoint: AnyCheckpoint) -> ModelSpec:
     if isinstance(checkpoint, HFCheckpoint):
         return spec_from_hf(checkpoint.config)
     family_from_gguf(checkpoint.metadata)
-    factors = dense(checkpoint.read(ROPE_FACTORS)) if ROPE_FACTORS in checkpoint.tensors else None
+    factors = {name: dense(checkpoint.read(name)) for name in ROPE_FACTORS if name in checkpoint.tensors}
     return spec_from_gguf(checkpoint.metadata, checkpoint.tensors, factors)
 
 
@@ -202,7 +202,8 @@ class ParameterReader:
 def _name_map(checkpoint: AnyCheckpoint) -> NameMap | None:
     """The checkpoint's naming; None for an artifact, which uses parameter paths."""
     if isinstance(checkpoint, GGUFCheckpoint):
-        return GGUF_NAMES[family_from_gguf(checkpoint.metadata)]
+        gguf = family_from_gguf(checkpoint.metadata).gguf
+        return None if gguf is None else gguf.names.for_tensors(checkpoint.tensors)
     if isinstance(checkpoint, HFCheckpoint):
-        return HF_NAMES[family_from_hf(checkpoint.config)]
+        return family_from_hf(checkpoint.config).names.for_tensors(checkpoint.tensors)
     return None

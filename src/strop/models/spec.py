@@ -34,6 +34,9 @@ class Rope:
     """Per-frequency multiplier [rotary_dim // 2] (linear, llama3, yarn and longrope scaling fold into it)."""
     amplitude: float = 1.0
     """Factor of cos and sin (yarn, longrope)."""
+    long_inv_freq_scale: tuple[float, ...] | None = None
+    """The multiplier where contexts may exceed `original_context_len` (longrope)."""
+    original_context_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ class Attention:
     qk_norm: QkNorm | None = None
     soft_cap: float | None = None
     """Scores s become soft_cap * tanh(s / soft_cap)."""
-    alibi: bool = False
-    """A bias on the scores that falls with distance, a slope per head (Press et al. 2022)."""
+    alibi_scale: float | None = None
+    """A bias on the scores that falls with distance, with this factor of the slope of each head (Press et al. 2022)."""
     sinks: bool = False
     """A learned score per head that takes its share of the softmax and gives nothing."""
 

@@ -46,7 +46,7 @@ class AttentionCall:
     block_len: int
     scale: float
     soft_cap: float | None = None
-    alibi: bool = False
+    alibi_scale: float | None = None
     sinks: bool = False
     qk_norm: Literal["head", "all_heads"] | None = None
 
@@ -76,7 +76,7 @@ def attention(
     block_len: int,
     platform: Platform,
     soft_cap: float | None = None,
-    alibi: bool = False,
+    alibi_scale: float | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
 
@@ -84,7 +84,7 @@ def attention(
         qkv: float32 [T, (N + 2 K) H], queries, keys and values before norms and rotation.
         cache: see `new_cache`, donated; None attends within the rows alone (training, scoring).
         soft_cap: scores s become soft_cap * tanh(s / soft_cap).
-        alibi: adds slope * (key's slot - query's slot) to a score; `alibi_slopes` gives the slopes.
+        alibi_scale: adds alibi_scale * slope * (key's slot - query's slot) to a score; `alibi_slopes` gives the slopes.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
     probabilities to bf16 and sums in a fixed order; the reference rounds only to the cache's dtype.
@@ -102,7 +102,7 @@ def attention(
         block_len,
         scale,
         soft_cap,
-        alibi,
+        alibi_scale,
         operands.sinks is not None,
         over,
     )

@@ -12,7 +12,7 @@ BLOCK_LEN = 32
 
 def declines(call: Any) -> str | None:
     """Serves what `declines_shape` does not name, plain scores only."""
-    for name in ("soft_cap", "alibi", "sinks", "qk_norm"):
+    for name in ("soft_cap", "alibi_scale", "sinks", "qk_norm"):
         if getattr(call, name):
             return f"{name} has no kernel"
     return declines_shape(call.head_dim, call.block_len)

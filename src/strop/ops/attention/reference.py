@@ -69,8 +69,8 @@ def _attend(
     s = jnp.einsum("TKGH,SKH->TKGS", grouped, k, precision="highest") * call.scale
     if call.soft_cap is not None:
         s = call.soft_cap * jnp.tanh(s / call.soft_cap)
-    if call.alibi:
-        slopes = jnp.asarray(alibi_slopes(num_heads), jnp.float32).reshape(1, num_kv_heads, -1, 1)
+    if call.alibi_scale is not None:
+        slopes = call.alibi_scale * jnp.asarray(alibi_slopes(num_heads), jnp.float32).reshape(1, num_kv_heads, -1, 1)
         s = s + slopes * (k_slot[None, :] - q_slot[:, None]).astype(jnp.float32)[:, None, None, :]
     s = jnp.where(visible[:, None, None, :], s, -jnp.inf)
     largest = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True))

@@ -1,0 +1,109 @@
+"""Options that several verbs share, and the settings they make."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from strop.core.config import GIB, EngineConfig
+from strop.core.errors import RequestError
+from strop.core.request import SamplingParams
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+
+
+def sampling_options(max_tokens: int) -> Callable[[Function], Function]:
+    """How to pick tokens: one option per field of SamplingParams; `max_tokens` is that option's default."""
+    return _all_of(
+        click.option(
+            "--max-tokens", default=max_tokens, help="Tokens to generate at most; 0 means up to the context's end."
+        ),
+        click.option("--temperature", default=0.0, help="0 picks the most probable token."),
+        click.option("--top-k", default=0, help="Keep the k most probable tokens; 0 keeps all."),
+        click.option("--top-p", default=1.0, help="Keep the smallest set of tokens with this probability."),
+        click.option("--min-p", default=0.0, help="Drop tokens below this share of the most probable one."),
+        click.option("--seed", type=int, help="Makes a sampled answer repeatable."),
+        click.option("--repetition-penalty", default=1.0, help="Above 1 discourages tokens already seen."),
+        click.option("--stop", multiple=True, help="Ends the answer before this text; may be repeated."),
+        click.option("--ignore-eos", is_flag=True, help="Go on past the end of the answer."),
+    )
+
+
+def sampling_flags(command: click.Command) -> dict[str, click.Option]:
+    """The options of `sampling_options` that `command` has, by the field they set."""
+    return {
+        param.name: param
+        for param in command.params
+        if isinstance(param, click.Option) and param.name in _SAMPLING_FIELDS
+    }
+
+
+def template_options() -> Callable[[Function], Function]:
+    """What messages are put into."""
+    return _all_of(
+        click.option("--system", help="System message for the chat template."),
+        click.option(
+            "--template",
+            type=click.Path(path_type=Path),
+            help="File with the chat template (Jinja), instead of the model's own.",
+        ),
+    )
+
+
+def engine_options() -> Callable[[Function], Function]:
+    """What the engine may take."""
+    return _all_of(
+        click.option("--context", default=0, help="Longest prompt + answer in tokens; 0 means the model's limit."),
+        click.option("--memory", default=0.0, help="Memory limit in GiB; 0 means what is available."),
+        click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores."),
+    )
+
+
+def sampling_params(settings: Mapping[str, Any]) -> SamplingParams:
+    """From the values of `sampling_options`. RequestError for one out of range."""
+    chosen = {name: value for name, value in settings.items() if name in _SAMPLING_FIELDS}
+    if chosen["max_tokens"] < 0:
+        raise RequestError(
+            f"max_tokens={chosen['max_tokens']} is out of range: 1 or more, or 0 for up to the context's end"
+        )
+    return SamplingParams(**(chosen | {"max_tokens": chosen["max_tokens"] or None}))
+
+
+def engine_config(settings: Mapping[str, Any]) -> EngineConfig:
+    """For one sequence, from the values of `engine_options`. RequestError for a limit out of range."""
+    memory = settings["memory"]
+    if not 0 <= memory < 1e9:
+        raise RequestError(f"--memory {memory} is out of range: give GiB, or 0 for what is available")
+    return EngineConfig(
+        max_num_seqs=1,
+        max_context_len=settings["context"],
+        memory_bytes=int(memory * GIB),
+        num_threads=settings["threads"],
+    )
+
+
+def read_template_file(path: Path | None) -> str | None:
+    """The chat template in a file the user named, None if none was named. RequestError if it cannot be read."""
+    if path is None:
+        return None
+    from strop.formats.chat_templates import read_template
+
+    try:
+        return read_template(path)
+    except OSError as error:
+        raise RequestError(
+            f"--template {path} cannot be read ({error.strerror}): give a file with a chat template"
+        ) from None
+
+
+def _all_of(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add

@@ -1,0 +1,28 @@
+"""StableLM 2 (Bellagente et al. 2024): layer norm, rotary positions on a quarter of each head."""
+
+from strop.models.config import Config
+from strop.models.family import Family, Gguf
+from strop.models.names import GGUF_NAMES, LLAMA_NAMES
+from strop.models.rope import rope
+from strop.models.spec import LayerSpec, ModelSpec
+
+
+def spec(config: Config) -> ModelSpec:
+    """The network of StableLmForCausalLM."""
+    norm, parallel = config.layer_norm(), config.flag("use_parallel_residual", False)
+    config.require("qk_layernorm", False)
+    attention = config.attention(rope(config), qkv_bias=config.flag("use_qkv_bias", False))
+    layer = LayerSpec(attention, config.mlp(), norm, None if parallel else norm, parallel=parallel)
+    return config.model([layer] * config.num_layers, norm)
+
+
+FAMILY = Family(
+    model_type="stablelm",
+    architectures=("StableLmForCausalLM",),
+    spec=spec,
+    names=LLAMA_NAMES,
+    defaults={"max_position_embeddings": 4096, "partial_rotary_factor": 0.25},
+    config_names={"partial_rotary_factor": ("partial_rotary_factor", "rope_pct")},
+    ignored="hidden_dropout",
+    gguf=Gguf("stablelm", GGUF_NAMES),
+)
