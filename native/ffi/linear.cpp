@@ -44,9 +44,9 @@ ffi::Error Linear::decode(Operands& operands) {
   if (has_norm && !(args.norm_weight = row_floats(norm, norm_index, x.dims[1]))) return invalid("linear: bad norm shape");
   if (has_norm_bias && !(args.norm_bias = row_floats(norm_bias, norm_index, x.dims[1])))
     return invalid("linear: bad norm shape");
-  if (has_bias && !(args.bias = row_floats(bias, layer, bias.dims.size() == 2 ? bias.dims[1] : 0)))
+  const int64_t all_columns = (y.dims[1] * (args.gated ? 2 : 1) + kTileColumns - 1) / kTileColumns * kTileColumns;
+  if (has_bias && (first_column + columns > all_columns || !(args.bias = row_floats(bias, layer, all_columns))))
     return invalid("linear: bad bias shape");
-  if (has_bias && columns > bias.dims[1] - first_column) return invalid("linear: bad bias shape");
   if (has_residual && !same(residual.dims, y.dims))
     return invalid("linear: the residual's shape must be y's");
   args.x = x.data, args.row_ids = row_ids.data, args.y = y.data + first_column;

@@ -474,7 +474,8 @@ void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int e
                const Stream& stream) {
   const int num_rows = row_end - row_begin;
 #if defined(STROP_AMX)
-  if (args.layout.quantised() && num_rows >= kMinTileRows) return pick_amx(args.layout.format)(args, acts, begin, end, row_begin, row_end);
+  if (args.layout.quantised() && num_rows >= kMinTileRows)
+    return pick_amx(args.layout.format)(args, acts, begin, end, row_begin, row_end);
 #endif
   const int num_blocks = (num_rows + kMaxRows - 1) / kMaxRows;
   const size_t tile_bytes = args.layout.tile_bytes();

@@ -8,7 +8,7 @@ import pytest
 from random_weights import fitting, make, packed
 
 from strop.formats.values import dense
-from strop.models.packing import common_format, convert
+from strop.models.packing import common_format, convert, packed_format
 from strop.ops import native
 from strop.ops.embed import embed
 from strop.ops.linear import linear
@@ -135,21 +135,17 @@ def test_a_split_weight_gives_the_bits_of_its_parts(isa, formats):
 
 
 @pytest.mark.parametrize("a", PACKED_FORMATS)
-@pytest.mark.parametrize("b", PACKED_FORMATS)
-def test_unlike_parts_unite_exactly(a, b):
+def test_unlike_parts_unite_exactly(a):
     rng = np.random.default_rng(5)
-    united = common_format([a, b])
-    assert common_format([b, a]) == united
-    for name in (a, b):
-        value = make(rng, name, 16, 256)
+    for b in PACKED_FORMATS:
+        united = common_format([a, b])
+        assert common_format([b, a]) == united
+        value = make(rng, a, 16, 256)
         converted, error = convert(value, united)
         assert error is None
+        assert packed_format(converted) == united
         # What moves into an offset is exact; the sum with the product is rounded to float32 once, at another place.
         np.testing.assert_allclose(dense(converted), dense(value), rtol=0, atol=1e-6)
-        weight = packed([converted])
-        assert weight.format == united
-        rows = embed(jnp.arange(16), weight, jnp.array([16, 0]), platform="native")
-        np.testing.assert_array_equal(np.asarray(rows), dense(converted))
 
 
 def test_wrong_shapes_are_refused(isa):
