@@ -27,9 +27,15 @@ def render() -> str:
 
 def _verb(verb: str) -> Iterator[str]:
     command = import_module(f"strop.cli.{verb}").command
-    arguments = [param for param in command.params if isinstance(param, click.Argument)]
-    yield f"## strop {verb}\n"
-    yield f"`strop {verb} {' '.join(param.name.upper() for param in arguments)} [options]`\n"
+    yield from _command(verb, command)
+    for name, subcommand in getattr(command, "commands", {}).items():
+        yield from _command(f"{verb} {name}", subcommand)
+
+
+def _command(name: str, command: click.Command) -> Iterator[str]:
+    arguments = [f"{param.name.upper()} " for param in command.params if isinstance(param, click.Argument)]
+    yield f"## strop {name}\n"
+    yield f"`strop {name} {''.join(arguments)}[options]`\n"
     yield cleandoc(command.help) + "\n"
     yield "| option | default | |\n|---|---|---|"
     for param in command.params:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_families import Variant
+from golden_variant import Variant
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -18,8 +18,7 @@ MIN_GAP = 1e-3
 """Least distance of the two best logits at a greedy step; float32 evaluation orders differ by less than 1e-4."""
 
 MIN_ROUTER_GAP = 0.02
-"""Least distance of the router's logits for the last expert chosen and the next, so that bfloat16 attention, too, chooses
-the same ones."""
+"""Least distance of the router logits of the last expert chosen and the next: other precisions mostly choose alike."""
 
 TOLERANCE = 1e-5
 """Most by which the cache, fused attention or float64 may move an output."""
@@ -30,12 +29,9 @@ MIN_EFFECT = 1e-4
 SEED = 2
 NUM_TOKENS, NUM_GREEDY = 40, 8
 
-UNSEEN = frozenset(
-    "vocab_size hidden_size intermediate_size moe_intermediate_size ffn_hidden_size num_hidden_layers head_dim "
-    "num_attention_heads num_key_value_heads num_kv_heads num_experts num_local_experts num_experts_per_tok n_embd "
-    "n_inner n_layer n_head n_positions max_position_embeddings tie_word_embeddings sliding_window_pattern "
-    "original_max_position_embeddings "
-    "bos_token_id eos_token_id pad_token_id".split()
+UNSEEN = re.compile(
+    r".*_size|num_.*|n_.*|head_dim|.*_token_id|(original_)?max_position_embeddings|tie_word_embeddings|"
+    r"sliding_window_pattern"
 )
 """Config keys that the tensors' shapes check, bounds, and ids that no output depends on."""
 
@@ -43,15 +39,7 @@ UNSEEN = frozenset(
 def make_tiny(variant: Variant, folder: Path) -> None:
     """Write config.json, config_legacy.json, the safetensors and expected.npz of one variant."""
     rng = np.random.default_rng([SEED, *variant.name.encode()])
-    given = {"tie_word_embeddings": False, **variant.config}
-    if (
-        hasattr(AutoConfig.for_model(variant.family.model_type), "max_position_embeddings")
-        and "n_positions" not in given
-    ):
-        given = {"max_position_embeddings": 64, **given}
-    if variant.rope:
-        given["rope_parameters"] = variant.rope
-    config = AutoConfig.for_model(variant.family.model_type, **given)
+    config = AutoConfig.for_model(variant.family.model_type, **given_config(variant))
     auto = AutoModel if variant.family.encoder else AutoModelForCausalLM
     dtype = getattr(torch, variant.dtype)
     plain = {"attn_implementation": variant.attention, "experts_implementation": "eager"}
@@ -80,23 +68,32 @@ def make_tiny(variant: Variant, folder: Path) -> None:
     ):
         if not torch.equal(outputs, evaluate(other, batch)):
             raise SystemExit(f"{variant.name}: {name} means something else than the folder with config.json")
-    distances = {}
     if variant.family.encoder:
         np.savez(folder / "expected.npz", tokens=tokens, hidden=outputs.numpy())
     else:
         np.savez(folder / "expected.npz", tokens=tokens, logits=outputs.numpy(), greedy=continuations)
-        # Dynamic frequencies follow the length, and cached keys keep those of their time.
-        if not variant.rope or variant.rope.get("rope_type") != "dynamic":
-            distances["cache"] = float((logits_through_cache(model, batch) - outputs).abs().max())
-    check_nothing_idle(variant, given, model, batch)
+    check_nothing_idle(variant, model, batch)
 
-    for name, arguments in (("sdpa", {"attn_implementation": "sdpa"}), ("float64", {"dtype": torch.float64})):
-        if name == "float64" or model._supports_sdpa:
-            distances[name] = float((evaluate(load(**arguments), batch).double() - outputs.double()).abs().max())
+    others = {"float64": evaluate(load(dtype=torch.float64), batch)}
+    if model._supports_sdpa:
+        others["sdpa"] = evaluate(load(attn_implementation="sdpa"), batch)
+    # Dynamic frequencies follow the length, and cached keys keep those of their time.
+    if not variant.family.encoder and (variant.rope or {}).get("rope_type") != "dynamic":
+        others["cache"] = logits_through_cache(model, batch)
+    distances = {name: float((other.double() - outputs.double()).abs().max()) for name, other in others.items()}
     if max(distances.values()) > TOLERANCE:
         raise SystemExit(f"{variant.name}: another way to compute the outputs moves them too far: {distances}")
     moved = ", ".join(f"{value:.1e} to {name}" for name, value in distances.items())
     print(f"{variant.name:26} max |output| {outputs.abs().max():5.2f}  min gap {gap:.4f}  max difference {moved}")
+
+
+def given_config(variant: Variant) -> dict[str, Any]:
+    """The keys that the variant gives, rotary ones included, and the defaults of all variants."""
+    given = {"tie_word_embeddings": False, **variant.config}
+    default = AutoConfig.for_model(variant.family.model_type)
+    if hasattr(default, "max_position_embeddings") and "n_positions" not in given:
+        given = {"max_position_embeddings": 64, **given}
+    return {**given, "rope_parameters": variant.rope} if variant.rope else given
 
 
 def randomise(model: Any, variant: Variant, rng: np.random.Generator, dtype: torch.dtype) -> None:
@@ -187,7 +184,9 @@ def forget(model: Any) -> None:
     model(torch.zeros((1, 1), dtype=torch.long), use_cache=False)
 
 
-def draw_tokens(model: Any, variant: Variant, vocab_size: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def draw_tokens(
+    model: Any, variant: Variant, vocab_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Any, float]:
     """Two rows of tokens and their greedy continuations, drawn until no step is near a tie."""
     while True:
         tokens = rng.integers(0, vocab_size, size=(2, NUM_TOKENS), dtype=np.int32)
@@ -249,7 +248,7 @@ def greedy(model: Any, tokens: list[int], num_tokens: int) -> tuple[list[int], f
 # --- nothing may be idle --------------------------------------------------------------------------------------------
 
 
-def check_nothing_idle(variant: Variant, given: dict[str, Any], model: Any, batch: torch.Tensor) -> None:
+def check_nothing_idle(variant: Variant, model: Any, batch: torch.Tensor) -> None:
     """Exit if a parameter, an expert or a config key could be ignored without moving an output."""
     outputs = evaluate(model, batch)
     idle = []
@@ -261,7 +260,7 @@ def check_nothing_idle(variant: Variant, given: dict[str, Any], model: Any, batc
             if (evaluate(model, batch) - outputs).abs().max() < MIN_EFFECT:
                 idle.append(name)
             part.copy_(kept)
-    for key, changed in without_each_key(variant, given):
+    for key, changed in without_each_key(variant):
         if not_moved(model, variant, changed, batch, outputs):
             idle.append(key)
     unexpected = {name for name in idle if not name.endswith(variant.idle or ("no name",))}
@@ -269,17 +268,17 @@ def check_nothing_idle(variant: Variant, given: dict[str, Any], model: Any, batc
         raise SystemExit(f"{variant.name}: nothing shows when these are ignored: {sorted(unexpected)}")
 
 
-def without_each_key(variant: Variant, given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def without_each_key(variant: Variant) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each config key that says something else than the family's default, and the config without it."""
-    default = AutoConfig.for_model(variant.family.model_type)
+    given, default = given_config(variant), AutoConfig.for_model(variant.family.model_type)
     for key, value in given.items():
-        if key not in UNSEEN and key != "rope_parameters" and value != getattr(default, key, None):
+        if not UNSEEN.fullmatch(key) and key != "rope_parameters" and value != getattr(default, key, None):
             yield key, {other: given[other] for other in given if other != key}
     rope = variant.rope or {}
     for layer_type in [key for key in rope if key.endswith("_attention")] or [None]:
         part = rope[layer_type] if layer_type else rope
         for key, value in part.items():
-            if value != "default" and key not in UNSEEN:
+            if value != "default" and not UNSEEN.fullmatch(key):
                 other = {**part, key: another(value)}
                 yield key, {**given, "rope_parameters": {**rope, layer_type: other} if layer_type else other}
 

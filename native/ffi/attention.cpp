@@ -28,6 +28,11 @@ bool same_rows(const AttentionArgs& a, const AttentionArgs& b) {
          a.table_len == b.table_len && a.num_rows == b.num_rows && a.rope_cos == b.rope_cos;
 }
 
+// Whether it is of each head, or of all together, or none.
+bool norms_heads(const NormArgs& norm, int num_heads, int head_dim) {
+  return norm.weight == nullptr || norm.len == head_dim || norm.len == int64_t(num_heads) * head_dim;
+}
+
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did
 // not write. Huge pages, where the system grants them: sequences' pages lie scattered, and each would miss the TLB.
 ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
@@ -40,7 +45,8 @@ ffi::Error allocate(ffi::ResultBuffer<ffi::BF16> cache) {
 
 }  // namespace
 
-// qkv, cache [L, P, K, 2, block_len * H], row fields, block tables, counts, [cos, sin], y. The cache is written in place.
+// qkv, cache [L, P, K, 2, block_len * H], row fields, block tables, counts, [cos, sin], [sinks], [norm of queries, norm of
+// keys], y. The cache is written in place.
 ffi::Error Attention::decode(Operands& operands) {
   AttentionArgs& a = args;
   const auto qkv = operands.next<ffi::F32>();
@@ -49,9 +55,13 @@ ffi::Error Attention::decode(Operands& operands) {
   const int layer = operands.attr();
   a.num_heads = operands.attr(), a.num_kv_heads = operands.attr(), a.head_dim = operands.attr();
   a.rotary_dim = operands.attr();
-  a.scale = operands.float_attr();
+  a.scale = operands.float_attr(), a.soft_cap = operands.float_attr(), a.alibi_scale = operands.float_attr();
+  a.window_len = operands.attr();
+  const bool has_sinks = operands.attr();
   const auto cosine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto sine = a.rotary_dim > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto sinks = has_sinks ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const bool norms_are_sound = take_norm(operands, &a.q_norm) && take_norm(operands, &a.k_norm);
   const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("attention: operands of other number or type than expected");
   if (qkv.dims.size() != 2 || tables.dims.size() != 2 || !rows.bind(counts, 0, qkv.dims[0]))
@@ -79,6 +89,11 @@ ffi::Error Attention::decode(Operands& operands) {
     a.rope_cos = cosine.data, a.rope_sin = sine.data;
     num_positions = cosine.dims[0];
   }
+  if (a.window_len < 0 || !(a.soft_cap >= 0.0f)) return invalid("attention: bad attributes");
+  if (has_sinks && !(a.sinks = row_floats(sinks, layer, a.num_heads))) return invalid("attention: bad shape of sinks");
+  if (!norms_are_sound || !norms_heads(a.q_norm, a.num_heads, a.head_dim) ||
+      !norms_heads(a.k_norm, a.num_kv_heads, a.head_dim))
+    return invalid("attention: bad norms of queries and keys");
   a.y = y.data;
   return ffi::Error::Success();
 }

@@ -7,8 +7,8 @@ bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32
 
 }  // namespace
 
-// x, weights, counts, [y], [norm weight], [norm bias], [bias], [residual], [row ids], [y]: given first where another
-// linear has written columns of it, else a result.
+// x, weights, counts, [y], [norm], [bias], [residual], [row ids], [y]: given first where another linear has written
+// columns of it, else a result.
 ffi::Error Linear::decode(Operands& operands) {
   const auto x = operands.next<ffi::F32>();
   const auto weights = operands.next<ffi::U8>();
@@ -16,18 +16,15 @@ ffi::Error Linear::decode(Operands& operands) {
   const int index = operands.attr(), layer = operands.attr();
   const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
   const int count_index = operands.attr(), num_columns = operands.attr(), first_column = operands.attr();
-  const bool has_norm = operands.attr(), has_norm_bias = operands.attr(), has_bias = operands.attr();
-  const bool has_residual = operands.attr(), has_row_ids = operands.attr();
-  const int norm_index = operands.attr(), norm_kind = operands.attr(), activation = operands.attr();
+  const bool has_bias = operands.attr(), has_residual = operands.attr(), has_row_ids = operands.attr();
+  const int activation = operands.attr();
   args.gated = operands.attr();
-  args.norm_eps = operands.float_attr(), args.scale = operands.float_attr(), args.soft_cap = operands.float_attr();
-  if (!is_format(format) || norm_kind < 0 || norm_kind > int(NormKind::kLayer) || activation < 0 ||
-      activation > int(Activation::kRelu))
+  args.scale = operands.float_attr(), args.soft_cap = operands.float_attr();
+  if (!is_format(format) || activation < 0 || activation > int(Activation::kRelu))
     return invalid("linear: bad attributes");
-  args.norm_kind = NormKind(norm_kind), args.activation = Activation(activation);
+  args.activation = Activation(activation);
   const auto given = first_column > 0 ? operands.next<ffi::F32>() : View<ffi::F32>{};
-  const auto norm = has_norm ? operands.next<ffi::F32>() : View<ffi::F32>{};
-  const auto norm_bias = has_norm_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  if (!take_norm(operands, &args.norm)) return invalid("linear: bad norm");
   const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto residual = has_residual ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto row_ids = has_row_ids ? operands.next<ffi::S32>() : View<ffi::S32>{};
@@ -41,9 +38,7 @@ ffi::Error Linear::decode(Operands& operands) {
   if (first_column < 0 || num_columns > y.dims[1] - first_column) return invalid("linear: y is narrower than W");
   if (!rows.bind(counts, count_index, y.dims[0])) return invalid("linear: no such row count");
   if (!matrix_bytes(weights, index, args.layout, &args.weights)) return invalid("linear: W does not match its layout");
-  if (has_norm && !(args.norm_weight = row_floats(norm, norm_index, x.dims[1]))) return invalid("linear: bad norm shape");
-  if (has_norm_bias && !(args.norm_bias = row_floats(norm_bias, norm_index, x.dims[1])))
-    return invalid("linear: bad norm shape");
+  if (args.norm.weight != nullptr && args.norm.len != x.dims[1]) return invalid("linear: bad norm shape");
   const int64_t all_columns = (y.dims[1] * (args.gated ? 2 : 1) + kTileColumns - 1) / kTileColumns * kTileColumns;
   if (has_bias && (first_column + columns > all_columns || !(args.bias = row_floats(bias, layer, all_columns))))
     return invalid("linear: bad bias shape");
@@ -63,19 +58,26 @@ const char* Linear::admit(Admitted&) {
   return nullptr;
 }
 
-// tokens, weights, counts, y.
+// tokens, weights, counts, [bias], [residual], y.
 ffi::Error Embed::decode(Operands& operands) {
   const auto tokens = operands.next<ffi::S32>();
   const auto weights = operands.next<ffi::U8>();
   const auto counts = operands.next<ffi::S32>();
-  const auto y = operands.result<ffi::F32>();
   const int format = operands.attr(), zero = operands.attr(), num_tiles = operands.attr();
+  args.scale = operands.float_attr();
+  const bool has_bias = operands.attr(), has_residual = operands.attr();
+  const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto residual = has_residual ? operands.next<ffi::F32>() : View<ffi::F32>{};
+  const auto y = operands.result<ffi::F32>();
   if (!operands.all_taken()) return invalid("embed: operands of other number or type than expected");
   if (!is_format(format)) return invalid("embed: bad attributes");
   if (y.dims.size() != 2 || tokens.count() != y.dims[0]) return invalid("embed: y needs shape [T, D]");
   args.layout = {WeightFormat(format), zero, int(y.dims[1]), num_tiles};
   if (!rows.bind(counts, 0, y.dims[0])) return invalid("embed: no such row count");
   if (!matrix_bytes(weights, 0, args.layout, &args.weights)) return invalid("embed: W does not match its layout");
+  if (has_bias && !(args.bias = row_floats(bias, 0, y.dims[1]))) return invalid("embed: bad bias shape");
+  if (has_residual && !same(residual.dims, y.dims)) return invalid("embed: the residual's shape must be y's");
+  args.residual = residual.data;
   args.tokens = tokens.data, args.y = y.data;
   return ffi::Error::Success();
 }

@@ -44,6 +44,15 @@ struct Attention {
   void run() const { kernels().attention(args); }
 };
 
+struct AddNorm {
+  AddNormArgs args{};
+  RowCount rows;
+
+  ffi::Error decode(Operands& operands);
+  const char* admit(Admitted& before);
+  void run() const { kernels().add_norm(args); }
+};
+
 struct Sample {
   SampleArgs args{};
   RowCount rows;
@@ -66,6 +75,6 @@ struct Greedy {
   void run() const;
 };
 
-using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy>;  // in this order in the code, see program.cpp
+using Operation = std::variant<Linear, Embed, Attention, Sample, Greedy, AddNorm>;
 
 }  // namespace strop

@@ -69,6 +69,7 @@ ffi::Error decode(int64_t kind, Operands& operands, Operation& operation) {
     case 2: return operation.emplace<Attention>().decode(operands);
     case 3: return operation.emplace<Sample>().decode(operands);
     case 4: return operation.emplace<Greedy>().decode(operands);
+    case 5: return operation.emplace<AddNorm>().decode(operands);
     default: return invalid("program: no such operation");
   }
 }

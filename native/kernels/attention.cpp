@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "kernels/scratch.h"
+#include "simd/norm.h"
 #include "simd/vec.h"
 #include "threads/pool.h"
 
@@ -22,6 +23,12 @@ constexpr int kQueryRows = 12;  // rows (queries x heads of a group) in one task
 constexpr int kSpanLen = 8 * kBlockLen;  // slots that are summed up by themselves, perhaps by a thread of their own
 constexpr int kTasksPerThread = 4;  // fewer runs and kv heads than that are cut into spans
 constexpr int kPrefetchRows = 4;  // a few rows wait for the pages; many find them in the cache already
+constexpr float kLog2E = 1.44269504f;  // scores are powers of two in here
+
+int first_visible(const AttentionArgs& args, int row) {
+  const int lo = args.kv_lo[row];
+  return args.window_len > 0 ? std::max(lo, args.slots[row] + 1 - args.window_len) : lo;
+}
 
 // [rotary halves] out = x * cos + rotate_half(x) * sin, the tail copied.
 void rotate(const AttentionArgs& args, int position, const float* x, float* out) {
@@ -49,6 +56,13 @@ uint16_t* page_of(const AttentionArgs& args, int seq, int slot, int kv_head) {
   return args.cache + ((block * args.num_kv_heads + kv_head) * 2) * page;
 }
 
+// A token's heads, normalised into `out` where there is a norm.
+const float* normed(const AttentionArgs& args, const NormArgs& norm, const float* heads, int num_heads, float* out) {
+  if (norm.weight == nullptr) return heads;
+  for (int at = 0; at < num_heads * args.head_dim; at += norm.len) normalise(norm, heads + at, out + at);
+  return out;
+}
+
 // Rotates row's query into `queries` (scaled, so that a score is a power of two) and writes its key and value.
 void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
   const int head_dim = args.head_dim, num_heads = args.num_heads, num_kv_heads = args.num_kv_heads;
@@ -56,16 +70,19 @@ void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
   const int position = args.positions[row], slot = args.slots[row], in = slot % kBlockLen;
   float turned[512];
   alignas(64) uint16_t narrowed[512];
+  auto* out = static_cast<float*>(scratch_bytes<8>(sizeof(float) * num_heads * head_dim));
+  const float* query_heads = normed(args, args.q_norm, x, num_heads, out);
   for (int head = 0; head < num_heads; ++head) {
-    rotate(args, position, x + head * head_dim, turned);
-    narrow(turned, head_dim, args.scale * 1.44269504f, queries + (size_t(row) * num_heads + head) * head_dim);
+    rotate(args, position, query_heads + head * head_dim, turned);
+    narrow(turned, head_dim, args.scale * kLog2E, queries + (size_t(row) * num_heads + head) * head_dim);
   }
   const bool partner_follows =
       row + 1 < args.num_rows && args.seqs[row + 1] == args.seqs[row] && args.slots[row + 1] == slot + 1;
+  const float* key_heads = normed(args, args.k_norm, x + num_heads * head_dim, num_kv_heads, out);
   for (int head = 0; head < num_kv_heads; ++head) {
     uint16_t* keys = page_of(args, args.seqs[row], slot, head);
     uint16_t* values = keys + size_t(head_dim) * kBlockLen;
-    rotate(args, position, x + (num_heads + head) * head_dim, turned);
+    rotate(args, position, key_heads + head * head_dim, turned);
     narrow(turned, head_dim, 1.0f, narrowed);
     for (int h = 0; h < head_dim; h += 2) std::memcpy(keys + (h / 2 * kBlockLen + in) * 2, narrowed + h, 4);
     narrow(x + (num_heads + num_kv_heads + head) * head_dim, head_dim, 1.0f, narrowed);
@@ -83,6 +100,14 @@ void enter_row(const AttentionArgs& args, int row, uint16_t* queries) {
   }
 }
 
+// Powers of 2^(-8 / n), n the largest power of two up to num_heads, then every other power of 2^(-4 / n).
+float alibi_slope(int head, int num_heads) {
+  int whole = 1;
+  while (whole * 2 <= num_heads) whole *= 2;
+  return head < whole ? std::exp2(-8.0f * float(head + 1) / float(whole))
+                      : std::exp2(-4.0f * float(2 * (head - whole) + 1) / float(whole));
+}
+
 // A softmax's sums over some slots; the weighted values [H] lie beside it.
 struct Sums {
   float largest = -std::numeric_limits<float>::infinity();
@@ -92,10 +117,17 @@ struct Sums {
 
 struct RowState {
   const uint16_t* query;
-  int lo, hi;
+  int slot, lo, hi;
+  float slope;  // of the bias on its scores, as powers of two; 0: none
   float* acc;  // [H], of the span at hand
   Sums span;
 };
+
+float exp2_nonpositive(float x) {
+  alignas(64) float lanes[16];
+  store(lanes, exp2_nonpositive(broadcast(x)));
+  return lanes[0];
+}
 
 // What the sums with the smaller maximum shrink by when two are added; not a number when both are empty.
 Floats shrink_of(Floats largest, Floats other) { return exp2_nonpositive(sub(zero_floats(), abs(sub(largest, other)))); }
@@ -118,13 +150,19 @@ void merge(const Sums& part, const float* acc, float shrink, int head_dim, Sums&
   }
 }
 
-void normalise(const Sums& whole, int head_dim, float* y) {
+// y = values / total, with the sink's share in the total.
+void divide(const Sums& whole, const float* sink, int head_dim, float* y) {
   if (whole.empty) {
     std::memset(y, 0, sizeof(float) * head_dim);
     return;
   }
-  const float weight = sum_lanes(whole.total);
-  const Floats inverse = broadcast(weight > 0.0f ? 1.0f / weight : 0.0f);
+  float weight = sum_lanes(whole.total), shrink = 1.0f;
+  if (sink != nullptr) {
+    const float score = *sink * kLog2E, largest = std::max(whole.largest, score);
+    shrink = exp2_nonpositive(whole.largest - largest);
+    weight = weight * shrink + exp2_nonpositive(score - largest);
+  }
+  const Floats inverse = broadcast(weight > 0.0f ? shrink / weight : 0.0f);
   for (int h = 0; h < head_dim; h += 16) store(y + h, mul(load(y + h), inverse));
 }
 
@@ -176,9 +214,21 @@ void add_values(const RowState* rows, const uint16_t* values, const uint16_t* ne
     for (int v = 0; v < kVectors; ++v) store(rows[r].acc + h + v * 16, acc[r][v]);
 }
 
+// What lies between a row's products with the keys of a page and its scores.
+void cap_and_bias(const AttentionArgs& args, const RowState& row, int first_slot, Floats (&s)[2]) {
+  if (args.soft_cap > 0.0f)
+    for (Floats& half : s) half = soft_cap(half, args.soft_cap * kLog2E);
+  if (row.slope == 0.0f) return;
+  alignas(64) static constexpr float kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int v = 0; v < 2; ++v)
+    s[v] = fma(add(load(kLanes), broadcast(float(first_slot + 16 * v - row.slot))), broadcast(row.slope), s[v]);
+}
+
 // One page for kRows rows: scores, running maximum, probabilities, values. `fresh`: the first of a span.
 template <int kRows>
-void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int head_dim, int first_slot, bool fresh) {
+void sweep_page(const AttentionArgs& args, RowState* rows, const uint16_t* keys, const uint16_t* next, int first_slot,
+                bool fresh) {
+  const int head_dim = args.head_dim;
   Floats s[kRows][2];
   alignas(64) uint16_t probs[kRows][kBlockLen];
   scores<kRows>(rows, keys, next, head_dim, s);
@@ -192,6 +242,7 @@ void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int 
     }
     begin = std::min(begin, lo);
     end = std::max(end, hi);
+    cap_and_bias(args, row, first_slot, s[r]);
     const bool partial = lo > 0 || hi < kBlockLen;
     if (partial) {
       const Floats hidden = broadcast(-std::numeric_limits<float>::infinity());
@@ -226,15 +277,15 @@ void sweep_page(RowState* rows, const uint16_t* keys, const uint16_t* next, int 
     add_values<kRows, 1>(rows, values, next_values, head_dim, h, begin / 2, (end + 1) / 2, probs, fresh);
 }
 
-void sweep_page(RowState* rows, int num_rows, const uint16_t* keys, const uint16_t* next, int head_dim, int slot,
-                bool fresh) {
+void sweep_page(const AttentionArgs& args, RowState* rows, int num_rows, const uint16_t* keys, const uint16_t* next,
+                int slot, bool fresh) {
   switch (num_rows) {
-    case 1: return sweep_page<1>(rows, keys, next, head_dim, slot, fresh);
-    case 2: return sweep_page<2>(rows, keys, next, head_dim, slot, fresh);
-    case 3: return sweep_page<3>(rows, keys, next, head_dim, slot, fresh);
-    case 4: return sweep_page<4>(rows, keys, next, head_dim, slot, fresh);
-    case 5: return sweep_page<5>(rows, keys, next, head_dim, slot, fresh);
-    default: return sweep_page<6>(rows, keys, next, head_dim, slot, fresh);
+    case 1: return sweep_page<1>(args, rows, keys, next, slot, fresh);
+    case 2: return sweep_page<2>(args, rows, keys, next, slot, fresh);
+    case 3: return sweep_page<3>(args, rows, keys, next, slot, fresh);
+    case 4: return sweep_page<4>(args, rows, keys, next, slot, fresh);
+    case 5: return sweep_page<5>(args, rows, keys, next, slot, fresh);
+    default: return sweep_page<6>(args, rows, keys, next, slot, fresh);
   }
 }
 
@@ -247,8 +298,7 @@ void sum_span(const AttentionArgs& args, int seq, int kv_head, RowState* rows, i
     const uint16_t* keys = page_of(args, seq, slot, kv_head);
     const uint16_t* next = slot + kBlockLen < end ? page_of(args, seq, slot + kBlockLen, kv_head) : after;
     for (int first = 0; first < num_rows; first += kMaxRows)
-      sweep_page(rows + first, std::min(kMaxRows, num_rows - first), keys, next, args.head_dim, slot,
-                 slot == first_slot);
+      sweep_page(args, rows + first, std::min(kMaxRows, num_rows - first), keys, next, slot, slot == first_slot);
   }
 }
 
@@ -272,9 +322,9 @@ class Tasks {
     const int max_run = std::max(1, kQueryRows / group_);
     runs_ = static_cast<Run*>(scratch_bytes<4>(sizeof(Run) * args.num_rows));
     for (int row = 0; row < args.num_rows; ++num_runs_) {
-      Run& run = runs_[num_runs_] = {row, row, args.kv_lo[row], args.kv_hi[row], 0};
+      Run& run = runs_[num_runs_] = {row, row, first_visible(args, row), args.kv_hi[row], 0};
       for (; row < args.num_rows && row - run.row_begin < max_run && args.seqs[row] == args.seqs[run.row_begin]; ++row) {
-        run.lo = std::min(run.lo, args.kv_lo[row]);
+        run.lo = std::min(run.lo, first_visible(args, row));
         run.hi = std::max(run.hi, args.kv_hi[row]);
       }
       run.row_end = row;
@@ -313,11 +363,10 @@ class Tasks {
       float* y = args_.y + cell(run, at.kv_head, i);
       for (int span = 0; span < run.num_spans(); ++span) {
         const size_t part = size_t(task - at.span + span) * max_rows_ + i;
-        alignas(64) float shrink[16];
-        store(shrink, shrink_of(broadcast(whole.largest), broadcast(parts_[part].largest)));
-        merge(parts_[part], part_values_ + part * args_.head_dim, shrink[0], args_.head_dim, whole, y);
+        const float shrink = exp2_nonpositive(-std::abs(whole.largest - parts_[part].largest));
+        merge(parts_[part], part_values_ + part * args_.head_dim, shrink, args_.head_dim, whole, y);
       }
-      normalise(whole, args_.head_dim, y);
+      divide(whole, sink(at.kv_head, i), args_.head_dim, y);
     }
   }
 
@@ -336,13 +385,18 @@ class Tasks {
 
   // Where query row i of a run and kv head lies in `queries` and in y.
   size_t cell(const Run& run, int kv_head, int i) const {
-    return (size_t(run.row_begin + i / group_) * args_.num_heads + kv_head * group_ + i % group_) * args_.head_dim;
+    return (size_t(run.row_begin + i / group_) * args_.num_heads + head_of(kv_head, i)) * args_.head_dim;
   }
 
   RowState row_state(const Run& run, int kv_head, int i, float* acc) const {
     const int row = run.row_begin + i / group_;
-    return {queries_ + cell(run, kv_head, i), args_.kv_lo[row], args_.kv_hi[row], acc, {}};
+    const float slope = args_.alibi_scale == 0.0f ? 0.0f : alibi_slope(head_of(kv_head, i), args_.num_heads);
+    return {queries_ + cell(run, kv_head, i), args_.slots[row], first_visible(args_, row), args_.kv_hi[row],
+            slope * args_.alibi_scale * kLog2E, acc, {}};
   }
+
+  int head_of(int kv_head, int i) const { return kv_head * group_ + i % group_; }
+  const float* sink(int kv_head, int i) const { return args_.sinks ? args_.sinks + head_of(kv_head, i) : nullptr; }
 
   // All spans of query rows [first, end), at most kQueryRows, one after the other.
   void attend(const Run& run, int kv_head, int first, int end, const uint16_t* after) const {
@@ -367,7 +421,7 @@ class Tasks {
         if (!whole[i].empty) rows[i].acc = acc + size_t(i) * args_.head_dim;  // y is taken
       }
     }
-    for (int i = 0; i < num_rows; ++i) normalise(whole[i], args_.head_dim, y[i]);
+    for (int i = 0; i < num_rows; ++i) divide(whole[i], sink(kv_head, first + i), args_.head_dim, y[i]);
   }
 
   // One span of them; its sums are the task's.

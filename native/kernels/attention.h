@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/norm.h"
+
 namespace strop {
 
 constexpr int kAttentionBlockLen = 32;  // tokens of a page
@@ -22,6 +24,9 @@ struct AttentionArgs {
   const int32_t* block_tables;  // [num_seqs, table_len]
   const float* rope_cos;     // [max_positions, rotary_dim / 2], or null
   const float* rope_sin;
+  NormArgs q_norm;           // before the rotation: of each head (len H), or of all heads together (len N H)
+  NormArgs k_norm;           // the same, H or K H
+  const float* sinks;        // [N] a score per head that takes its share of the softmax and gives nothing, or null
   float* y;                  // [num_rows, N H]
   int num_rows;
   int table_len;
@@ -31,6 +36,9 @@ struct AttentionArgs {
   int head_dim;
   int rotary_dim;
   float scale;
+  float soft_cap;            // 0: none, else scores become soft_cap * tanh(score / soft_cap)
+  float alibi_scale;         // 0: none, else scores get alibi_scale * slope * (key's slot - query's slot)
+  int window_len;            // 0: none, else a row sees at most so many slots, its own the last
 };
 
 }  // namespace strop

@@ -5,6 +5,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/linear.h"
+#include "kernels/norm.h"
 #include "kernels/probe.h"
 #include "kernels/sample.h"
 
@@ -15,6 +16,7 @@ struct Kernels {
   void (*linear)(const LinearArgs&);
   void (*embed)(const EmbedArgs&);
   void (*attention)(const AttentionArgs&);
+  void (*add_norm)(const AddNormArgs&);
   void (*sample_rows)(const SampleArgs&, int row_begin, int row_end, void* scratch);
   void (*greedy_rows)(const float* logits, int vocab_size, int32_t* token_ids, int row_begin, int row_end);
   ProbeKernels probe;

@@ -5,12 +5,12 @@
 #include "kernels/linear.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/scratch.h"
 #if defined(STROP_AMX)
 #include "simd/amx.h"
 #endif
+#include "simd/norm.h"
 #include "simd/vec.h"
 #include "threads/pool.h"
 
@@ -28,41 +28,6 @@ struct Activations {
   int pairs_stride;
 };
 
-float mean(const float* x, int len) {
-  Floats total = zero_floats();
-  int k = 0;
-  for (; k + 16 <= len; k += 16) total = add(total, load(x + k));
-  float sum = sum_lanes(total);
-  for (; k < len; ++k) sum += x[k];
-  return sum / float(len);
-}
-
-// 1 / sqrt(mean((x - centre)^2) + eps)
-float inverse_deviation(const float* x, int len, float centre, float eps) {
-  const Floats c = broadcast(centre);
-  Floats squares = zero_floats();
-  int k = 0;
-  for (; k + 16 <= len; k += 16) {
-    const Floats v = sub(load(x + k), c);
-    squares = fma(v, v, squares);
-  }
-  float sum = sum_lanes(squares);
-  for (; k < len; ++k) sum += (x[k] - centre) * (x[k] - centre);
-  return 1.0f / std::sqrt(sum / float(len) + eps);
-}
-
-void normalise(const LinearArgs& args, const float* x, int len, float* out) {
-  const float centre = args.norm_kind == NormKind::kLayer ? mean(x, len) : 0.0f;
-  const float scale = inverse_deviation(x, len, centre, args.norm_eps);
-  int k = 0;
-  for (; k + 16 <= len; k += 16) {
-    const Floats v = mul(mul(sub(load(x + k), broadcast(centre)), broadcast(scale)), load(args.norm_weight + k));
-    store(out + k, args.norm_bias ? add(v, load(args.norm_bias + k)) : v);
-  }
-  for (; k < len; ++k)
-    out[k] = (x[k] - centre) * scale * args.norm_weight[k] + (args.norm_bias ? args.norm_bias[k] : 0.0f);
-}
-
 void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int32_t* zero_sum, int zero) {
   Floats a = load(x), b = load(x + 16);
   const float largest = max_lanes(max(abs(a), abs(b)));
@@ -79,8 +44,8 @@ void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int
 void prepare_row(const LinearArgs& args, const Activations& acts, int row, float* normed) {
   const int k_len = args.layout.k_len;
   const float* x = args.x + size_t(args.row_ids ? args.row_ids[row] : row) * k_len;
-  if (args.norm_weight != nullptr) {
-    normalise(args, x, k_len, normed);
+  if (args.norm.weight != nullptr) {
+    normalise(args.norm, x, normed);
     x = normed;
   }
   if (args.layout.quantised()) {
@@ -141,7 +106,10 @@ struct Scales {
   size_t num_groups;
 
   STROP_INLINE Floats scale(size_t g) const { return at(g, 0); }
-  STROP_INLINE Floats offset(size_t g) const { return at(g, 1); }
+  STROP_INLINE Floats offset(size_t g) const {
+    if constexpr (kCoding.has_zeros) return mul(at(g, 1), scale(g));
+    return at(g, 1);
+  }
 
  private:
   STROP_INLINE Floats at(size_t g, size_t part) const {
@@ -309,12 +277,14 @@ TileFn tile_function(WeightFormat format) {
     case WeightFormat::kQ4: return quantised_tile<WeightFormat::kQ4, kRows, kTiles>;
     case WeightFormat::kQ4Offset: return quantised_tile<WeightFormat::kQ4Offset, kRows, kTiles>;
     case WeightFormat::kQ4TwoLevel: return quantised_tile<WeightFormat::kQ4TwoLevel, kRows, kTiles>;
+    case WeightFormat::kQ4Zeros: return quantised_tile<WeightFormat::kQ4Zeros, kRows, kTiles>;
     case WeightFormat::kQ5: return quantised_tile<WeightFormat::kQ5, kRows, kTiles>;
     case WeightFormat::kQ5Offset: return quantised_tile<WeightFormat::kQ5Offset, kRows, kTiles>;
     case WeightFormat::kQ5TwoLevel: return quantised_tile<WeightFormat::kQ5TwoLevel, kRows, kTiles>;
     case WeightFormat::kQ8: return quantised_tile<WeightFormat::kQ8, kRows, kTiles>;
     case WeightFormat::kQ8Offset: return quantised_tile<WeightFormat::kQ8Offset, kRows, kTiles>;
     case WeightFormat::kQ8TwoLevel: return quantised_tile<WeightFormat::kQ8TwoLevel, kRows, kTiles>;
+    case WeightFormat::kQ8Zeros: return quantised_tile<WeightFormat::kQ8Zeros, kRows, kTiles>;
     case WeightFormat::kBf16: return float_tile<WeightFormat::kBf16, kRows, kTiles>;
     case WeightFormat::kF16: return float_tile<WeightFormat::kF16, kRows, kTiles>;
     case WeightFormat::kF32: return float_tile<WeightFormat::kF32, kRows, kTiles>;
@@ -342,13 +312,6 @@ TileFn pick(WeightFormat format, int rows, int tiles) {
 #endif
 #undef STROP_CASE
   return nullptr;
-}
-
-Floats sigmoid(Floats x) {
-  // exp(-|x|) keeps the exponent nonpositive on both sides.
-  const Floats e = exp2_nonpositive(mul(abs(x), broadcast(-1.44269504f)));
-  const Floats one = broadcast(1.0f);
-  return select_nonnegative(x, div(one, add(one, e)), div(e, add(one, e)));
 }
 
 // The error function to 1.5e-7 (Abramowitz & Stegun 7.1.26).
@@ -382,10 +345,7 @@ Floats activate(Activation activation, Floats x) {
 // Writes one row of one output tile.
 void finish(const LinearArgs& args, int row, int column, Floats value) {
   if (args.scale != 1.0f) value = mul(value, broadcast(args.scale));
-  if (args.soft_cap > 0.0f) {  // tanh(u) = 2 sigmoid(2 u) - 1
-    const Floats s = sigmoid(mul(value, broadcast(2.0f / args.soft_cap)));
-    value = mul(sub(add(s, s), broadcast(1.0f)), broadcast(args.soft_cap));
-  }
+  if (args.soft_cap > 0.0f) value = soft_cap(value, args.soft_cap);
   float* y = args.y + row * args.y_stride + column;
   const int width = std::min(16, args.num_columns - column);
   const float* residual = args.residual ? args.residual + row * args.y_stride + column : nullptr;
@@ -455,12 +415,14 @@ AmxFn pick_amx(WeightFormat format) {
     case WeightFormat::kQ4: return run_tiles_amx<WeightFormat::kQ4>;
     case WeightFormat::kQ4Offset: return run_tiles_amx<WeightFormat::kQ4Offset>;
     case WeightFormat::kQ4TwoLevel: return run_tiles_amx<WeightFormat::kQ4TwoLevel>;
+    case WeightFormat::kQ4Zeros: return run_tiles_amx<WeightFormat::kQ4Zeros>;
     case WeightFormat::kQ5: return run_tiles_amx<WeightFormat::kQ5>;
     case WeightFormat::kQ5Offset: return run_tiles_amx<WeightFormat::kQ5Offset>;
     case WeightFormat::kQ5TwoLevel: return run_tiles_amx<WeightFormat::kQ5TwoLevel>;
     case WeightFormat::kQ8: return run_tiles_amx<WeightFormat::kQ8>;
     case WeightFormat::kQ8Offset: return run_tiles_amx<WeightFormat::kQ8Offset>;
     case WeightFormat::kQ8TwoLevel: return run_tiles_amx<WeightFormat::kQ8TwoLevel>;
+    case WeightFormat::kQ8Zeros: return run_tiles_amx<WeightFormat::kQ8Zeros>;
     default: return nullptr;
   }
 }
@@ -619,7 +581,10 @@ void linear(const LinearArgs& args) {
   });
 }
 
-void embed(const EmbedArgs& args) {
+namespace {
+
+// y = W[tokens]
+void look_up(const EmbedArgs& args) {
   const WeightLayout& layout = args.layout;
   const int k_len = layout.k_len;
   for (int row = 0; row < args.num_rows; ++row) {
@@ -638,10 +603,26 @@ void embed(const EmbedArgs& args) {
     const Coding coding = coding_of(layout.format);
     for (int k = 0; k < k_len; ++k) {
       const int group = k / kGroupLen;
-      float value = scale_at(layout, tile, 0, group, column) * float(code_at(layout, tile, k, column) - layout.zero);
-      if (coding.has_offset) value += scale_at(layout, tile, 1, group, column);
-      y[k] = value;
+      const float scale = scale_at(layout, tile, 0, group, column);
+      y[k] = scale * float(code_at(layout, tile, k, column) - layout.zero);
+      if (coding.has_offset) y[k] += scale_at(layout, tile, 1, group, column) * (coding.has_zeros ? scale : 1.0f);
     }
+  }
+}
+
+}  // namespace
+
+void embed(const EmbedArgs& args) {
+  look_up(args);
+  const int k_len = args.layout.k_len;
+  for (int row = 0; row < args.num_rows; ++row) {
+    float* y = args.y + size_t(row) * k_len;
+    if (args.scale != 1.0f)
+      for (int k = 0; k < k_len; ++k) y[k] *= args.scale;
+    if (args.bias != nullptr)
+      for (int k = 0; k < k_len; ++k) y[k] += args.bias[k];
+    if (args.residual != nullptr)
+      for (int k = 0; k < k_len; ++k) y[k] += args.residual[size_t(row) * k_len + k];
   }
 }
 

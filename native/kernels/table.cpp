@@ -9,12 +9,13 @@ namespace strop::STROP_ISA {
 void linear(const LinearArgs&);
 void embed(const EmbedArgs&);
 void attention(const AttentionArgs&);
+void add_norm(const AddNormArgs&);
 void sample_rows(const SampleArgs&, int, int, void*);
 void greedy_rows(const float*, int, int32_t*, int, int);
 
 extern const ProbeKernels kProbe;
 
 extern const Kernels kTable;
-const Kernels kTable = {STROP_STRING(STROP_ISA), linear, embed, attention, sample_rows, greedy_rows, kProbe};
+const Kernels kTable = {STROP_STRING(STROP_ISA), linear, embed, attention, add_norm, sample_rows, greedy_rows, kProbe};
 
 }  // namespace strop::STROP_ISA

@@ -364,4 +364,17 @@ inline Floats exp2_nonpositive(Floats x) {
   return scale_by_power_of_two(p, n);
 }
 
+inline Floats sigmoid(Floats x) {
+  // exp(-|x|) keeps the exponent nonpositive on both sides.
+  const Floats e = exp2_nonpositive(mul(abs(x), broadcast(-1.44269504f)));
+  const Floats one = broadcast(1.0f);
+  return select_nonnegative(x, div(one, add(one, e)), div(e, add(one, e)));
+}
+
+// cap * tanh(x / cap); tanh(u) = 2 sigmoid(2 u) - 1
+inline Floats soft_cap(Floats x, float cap) {
+  const Floats s = sigmoid(mul(x, broadcast(2.0f / cap)));
+  return mul(sub(add(s, s), broadcast(1.0f)), broadcast(cap));
+}
+
 }  // namespace strop::STROP_ISA

@@ -62,6 +62,18 @@ def test_one_level_of_scales_costs_nothing(format_name: str) -> None:
     np.testing.assert_array_equal(rounded.dequantize(), exact.dequantize())
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_by_group_cost_nothing_below_8_bits(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 1 << bits, (4, 64)).astype(np.uint8)
+    zero = rng.integers(0, 1 << bits, (4, 2)).astype(np.uint8)
+    exact = GroupQuantized(codes, np.full((4, 2), 0.37, np.float16), None, zero, bits)
+    rounded, error = to_eight_bit_groups(exact)
+    check_form(rounded)
+    assert error.largest == pytest.approx(errors(exact, rounded).max(), rel=1e-3)
+    assert error.largest <= (0 if bits == 4 else HALF_STEP)
+
+
 def sixteens(codes: np.ndarray, scale: float, offset: float | None = None) -> GroupQuantized:
     """Codes [1, 256] with one scale, and perhaps one offset, for all groups of 16."""
 

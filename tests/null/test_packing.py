@@ -70,7 +70,8 @@ def unpacked(tiles: np.ndarray, format_name: str, k_len: int) -> np.ndarray:
                     bit = k // 4 * 64 + column * 4 + k % 4
                     code += 16 * (int(codes[256 + bit // 8]) >> bit % 8 & 1)
                 weight = scale(0, group) * np.float32(code - layout.zero)
-                rows[row, group * 32 + k] = weight + (scale(1, group) if layout.has_offset else np.float32(0))
+                offset = scale(1, group) if layout.has_offset else np.float32(0)
+                rows[row, group * 32 + k] = weight + (scale(0, group) * offset if layout.has_zeros else offset)
     return rows
 
 
@@ -140,6 +141,19 @@ def test_common_formats() -> None:
     assert common_format(["bf16", "bf16"]) == "bf16"
     for other in ("q8", "q8_two_level", "f16"):
         assert common_format(["q4_two_level", other]) == "f32"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_by_group(bits: int) -> None:
+    rng = np.random.default_rng(0)
+    codes, zero = (rng.integers(0, 1 << bits, (20, length), np.uint8) for length in (64, 2))
+    value = GroupQuantized(codes, rng.random((20, 2)).astype(np.float16), None, zero, bits)
+    name = packed_format(value)
+    assert name == f"q{bits}_zeros"
+    tiles = packed([value], name)
+    offsets = tiles[:, -64:].copy().view(np.float16).reshape(-1, 2, 16).transpose(0, 2, 1).reshape(-1, 2)
+    np.testing.assert_array_equal(offsets[:20], -zero.astype(np.float16))
+    np.testing.assert_array_equal(unpacked(tiles, name, 64)[:20], value.dequantize())
 
 
 def test_dense_values_are_kept() -> None:

@@ -35,6 +35,12 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         GroupQuantized(codes, scale[:, :1], None, 8, 4)
     with pytest.raises(ValueError, match="whole groups"):
         GroupQuantized(codes[:, :33], scale[:, :1], None, 8, 4)
+    with pytest.raises(ValueError, match=r"zero is uint8 \(2, 1\)"):
+        GroupQuantized(codes, scale, None, np.zeros((2, 1), np.uint8), 4)
+    with pytest.raises(ValueError, match="zero is int64"):
+        GroupQuantized(codes, scale, None, np.zeros((2, 2), np.int64), 4)
+    with pytest.raises(ValueError, match="zero is uint8"):
+        GroupQuantized(codes, scale, scale, np.zeros((2, 2), np.uint8), 4)
     with pytest.raises(ValueError, match="bits=7"):
         GroupQuantized(codes, scale, None, 0, 7)
     with pytest.raises(ValueError, match="group_len=48"):

@@ -22,6 +22,9 @@ def quantized(rng, n, k, packed):
         scale = two_level_scale(rng, n, k, *((0, 64, np.uint8) if packed.has_offset else signed))
         offset = two_level_scale(rng, n, k, 0, 64, np.uint8) if packed.has_offset else None
     codes = rng.integers(0, 1 << packed.bits, (n, k)).astype(np.uint8)
+    if packed.has_zeros:
+        zeros = rng.integers(0, 1 << packed.bits, (n, k // 32)).astype(np.uint8)
+        return GroupQuantized(codes, scale, None, zeros, packed.bits)
     return GroupQuantized(codes, scale, offset, packed.zero, packed.bits)
 
 

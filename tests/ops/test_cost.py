@@ -9,6 +9,8 @@ from strop.ops.attention import cost as attention_cost
 from strop.ops.dispatch import record
 from strop.ops.embed import EmbedCall
 from strop.ops.embed import cost as embed_cost
+from strop.ops.experts import cost as experts_cost
+from strop.ops.experts import experts
 from strop.ops.linear import LinearCall, linear
 from strop.ops.linear import cost as linear_cost
 from strop.ops.weights import Weight
@@ -38,6 +40,17 @@ def test_attention_counts_what_rows_see_and_what_sequences_hold():
     slot_bytes = 2 * 2 * 16 * 2
     assert cost.flops == 2 * (2 * 8 * 16 * 30)
     assert (cost.bytes_read, cost.bytes_written) == (20 * slot_bytes, 2 * slot_bytes)
+
+
+@pytest.mark.parametrize(("num_rows", "num_read"), [(1, 2), (3, 4)])
+def test_experts_read_those_that_rows_can_choose(num_rows, num_read):
+    gate_up, down = (Weight(jnp.zeros((4, *shape)), "dense", shape) for shape in ((96, 32), (32, 48)))
+    x, scores = jnp.zeros((num_rows, 32)), jnp.zeros((num_rows, 4))
+    with record() as calls:
+        experts(x, scores, (gate_up, 0), (down, 0), 2, normalise=True, activation="silu", platform="xla")
+    cost = experts_cost.cost(calls[0])
+    assert (cost.kind, cost.bytes_read) == ("f32", num_read * 4 * 3 * 48 * 32)
+    assert cost.flops == 2 * num_rows * 2 * 3 * 48 * 32
 
 
 def test_an_embedding_reads_one_row_per_token():

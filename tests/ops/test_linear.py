@@ -112,6 +112,12 @@ def test_embedding_rows_are_the_weights_own(isa, format_name):
     tokens = jnp.asarray([0, 49, 17, 17, 31], jnp.int32)
     rows = embed(tokens, packed([value]), jnp.array([5, 0], jnp.int32), platform="native")
     np.testing.assert_array_equal(np.asarray(rows), dense(value)[np.asarray(tokens)])
+    residual, bias = (rng.standard_normal((rows, value.shape[1])).astype(np.float32) for rows in (5, 1))
+    sums = embed(
+        tokens, packed([value]), jnp.array([5, 0], jnp.int32), platform="native", scale=3.0, bias=jnp.asarray(bias),
+        residual=jnp.asarray(residual),
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(sums), residual + (np.float32(3) * np.asarray(rows) + bias))
 
 
 @pytest.mark.parametrize(

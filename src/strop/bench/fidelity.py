@@ -4,8 +4,10 @@ KL(reference || measured) in nats, per position, with bootstrap intervals. The r
 reference operations, all in float32, without a cache.
 """
 
+import math
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -15,12 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from strop.bench.peers import TopLogprobs
-from strop.core.errors import StropError
+from strop.core.config import GIB
+from strop.core.errors import CapacityError, RequestError, StropError
 from strop.engine.engine import Engine
 from strop.formats.checkpoint import open_checkpoint
+from strop.formats.tokenizer import Tokenizer
+from strop.machine.memory import available_bytes
 from strop.models import decoder
 from strop.models.layout import Single
 from strop.models.load import load
+from strop.models.memory import XLA_RUNTIME_BYTES, weight_bytes
 from strop.models.parameters import Parameters
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import ModelSpec
@@ -31,6 +37,8 @@ NUM_WINDOWS = 9
 """4,590 scored positions."""
 NUM_DECODE_WINDOWS = 2
 """Of them, those that are also scored one token at a time: 1,020 positions."""
+MIN_TOKENS = 66
+"""Two blocks of scored positions: fewer have no interval."""
 _BLOCK_POSITIONS = 32
 """Neighbours share their context, so the bootstrap draws runs of them."""
 _NUM_DRAWS = 2000
@@ -51,7 +59,7 @@ class Fidelity:
 
     kl_nat: Interval
     perplexity_ratio: Interval
-    top1_agreement: float
+    top1_agreement: Interval
     num_positions: int
     is_bound: bool = False
     """The engine told only its most probable tokens, so the real KL may be higher."""
@@ -67,18 +75,45 @@ class _Scores:
     agrees: np.ndarray
 
 
-def english_windows(encode: Callable[[str], list[int]]) -> np.ndarray:
-    """The text's tokens, int32 [windows, WINDOW_TOKENS].
+def english_text() -> str:
+    """The built-in text: public-domain English prose."""
+    return resources.files("strop.bench").joinpath("data/english.txt").read_text("utf-8")
+
+
+def english_windows(tokenizer: Tokenizer) -> np.ndarray:
+    """The built-in text's tokens, int32 [windows, WINDOW_TOKENS], each window framed as a text's beginning.
 
     Raises:
-        StropError: this tokenizer makes too few tokens of it.
+        RequestError: this tokenizer makes too few tokens of it.
     """
-    text = resources.files("strop.bench").joinpath("data/english.txt").read_text()
-    ids = np.array(encode(text), np.int32)
-    num_windows = min(NUM_WINDOWS, len(ids) // WINDOW_TOKENS)
-    if num_windows < NUM_DECODE_WINDOWS:
-        raise StropError(f"the fidelity text has only {len(ids)} tokens here; {WINDOW_TOKENS * 2} are needed")
-    return ids[: num_windows * WINDOW_TOKENS].reshape(num_windows, WINDOW_TOKENS)
+    ids = np.array(tokenizer.encode(english_text(), add_special=False), np.int32)
+    windows = token_windows(ids, NUM_WINDOWS, prefix=tokenizer.encode(""))
+    if len(windows) < NUM_DECODE_WINDOWS:
+        raise RequestError(f"the fidelity text has too few tokens here; {WINDOW_TOKENS * 2} are needed")
+    return windows
+
+
+def token_windows(
+    ids: np.ndarray, max_windows: int, window_tokens: int = WINDOW_TOKENS, prefix: Sequence[int] = ()
+) -> np.ndarray:
+    """The first tokens of a text, int32 [windows, window_tokens]; a shorter text makes one shorter window.
+
+    Args:
+        ids: int32 [tokens], without `prefix`.
+        prefix: what every window begins with, such as the id that begins a text.
+
+    Raises:
+        RequestError: the text is too short to measure anything on.
+    """
+    body_tokens = min(window_tokens - len(prefix), len(ids))
+    if body_tokens < MIN_TOKENS:
+        raise RequestError(
+            f"the text has {len(ids)} tokens of which a window takes {body_tokens}; at least {MIN_TOKENS} are needed:"
+            " give a longer text or longer windows"
+        )
+    num_windows = min(max_windows, len(ids) // body_tokens)
+    bodies = ids[: num_windows * body_tokens].reshape(num_windows, body_tokens)
+    return np.concatenate([np.tile(np.array(prefix, np.int32), (num_windows, 1)), bodies], axis=1)
 
 
 @partial(jax.jit, static_argnames=("spec",))
@@ -94,17 +129,41 @@ def _reference_logits(params: Parameters, tokens: jax.Array, spec: ModelSpec) ->
     return decoder.logits(params, spec, hidden, rows.counts, layout)
 
 
+def _refuse_too_large(reader: ParameterReader) -> None:
+    needed, available = weight_bytes(reader, "xla", 4) + XLA_RUNTIME_BYTES, available_bytes()
+    if needed > available:
+        raise CapacityError(
+            f"{reader.checkpoint.path}: the float32 reference needs {needed / GIB:.1f} GiB and {available / GIB:.1f}"
+            " are available: compare on a machine with more memory, or with a smaller model"
+        )
+
+
+def _on_disk(shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array in a temporary file, as a large vocabulary makes gigabytes of it."""
+    needed, free = 4 * math.prod(shape), shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > free:  # else the system would kill the process when the disk is full
+        raise CapacityError(
+            f"the reference's logits need {needed / GIB:.1f} GiB in {tempfile.gettempdir()} and {free / GIB:.1f} are"
+            " free: measure fewer windows, or set TMPDIR to a directory on a larger disk"
+        )
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
 class Reference:
-    """Float32 logits of windows, computed once and kept."""
+    """Float32 logits of windows, computed once and kept.
+
+    Raises CapacityError when the dequantised weights do not fit the memory, or the logits the disk.
+    """
 
     def __init__(self, model: str, windows: np.ndarray) -> None:
         checkpoint = open_checkpoint(model)
         spec = load_spec(checkpoint)
         reader = ParameterReader(checkpoint, spec)
-        params = load(reader, spec, "xla", num_positions=WINDOW_TOKENS, source_hash=checkpoint.source_hash)
+        _refuse_too_large(reader)
+        params = load(reader, spec, "xla", num_positions=windows.shape[1], source_hash=checkpoint.source_hash)
         self.windows = windows
-        with tempfile.TemporaryFile() as file:  # on disk: a large vocabulary makes gigabytes of it
-            self.logits = np.memmap(file, np.float32, "w+", shape=(*windows.shape, spec.vocab_size))
+        self.logits = _on_disk((*windows.shape, spec.vocab_size))
         for i, window in enumerate(windows):
             self.logits[i] = np.asarray(_reference_logits(params, jnp.asarray(window), spec))
 
@@ -120,14 +179,46 @@ class Reference:
                 scores.append(_Scores(*(np.asarray(part, np.float64) for part in parts)))
         kl = np.concatenate([score.kl for score in scores])
         difference = np.concatenate([score.nll_difference for score in scores])
-        ratio = _interval(difference)
         return Fidelity(
             _interval(kl),
-            Interval(*(float(np.exp(value)) for value in (ratio.mean, ratio.low, ratio.high))),
-            float(np.mean(np.concatenate([score.agrees for score in scores]))),
+            _exp(_interval(difference)),
+            _interval(np.concatenate([score.agrees for score in scores])),
             len(kl),
             is_bound,
         )
+
+
+class Likelihood:
+    """Notes how probable the windows' tokens are while their logits pass by: the positions that `compare` scores.
+
+    Raises StropError when a logit is not finite.
+    """
+
+    def __init__(self) -> None:
+        self._nll: list[np.ndarray] = []
+
+    def watch(self, logits: Iterable[np.ndarray], windows: np.ndarray) -> Iterator[np.ndarray]:
+        """Passes on the logits [T, V] of each window."""
+        for scores, window in zip(logits, windows, strict=True):
+            self._nll.append(np.asarray(_nll(scores, window), np.float64))
+            if not np.isfinite(self._nll[-1]).all():
+                raise StropError(
+                    f"window {len(self._nll)}: the model gives probabilities that are not numbers: its weights or its"
+                    " config are damaged"
+                )
+            yield scores
+
+    @property
+    def perplexity(self) -> Interval:
+        """exp of the mean negative log likelihood of what has passed."""
+        return _exp(_interval(np.concatenate(self._nll)))
+
+
+@jax.jit
+def _nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """float32 [T - 2]."""
+    following = tokens[2:]
+    return -jax.nn.log_softmax(logits[1:-1])[jnp.arange(following.shape[0]), following]
 
 
 def our_logits(engine: Engine, windows: np.ndarray, *, one_by_one: bool) -> Iterator[np.ndarray]:
@@ -172,6 +263,11 @@ def _score_top(reference: np.ndarray, measured: TopLogprobs, tokens: np.ndarray)
     )
     next_log_p = np.take_along_axis(log_p, following, -1)[:, 0]
     return _Scores(np.maximum(kl, 0.0), next_log_p - next_log_q, r.argmax(-1) == ids[:, 0])
+
+
+def _exp(interval: Interval) -> Interval:
+    # The exponential of more than 709 is no number, in float64 and in JSON.
+    return Interval(*(float(np.exp(min(value, 700.0))) for value in (interval.mean, interval.low, interval.high)))
 
 
 def _interval(values: np.ndarray) -> Interval:

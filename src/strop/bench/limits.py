@@ -18,8 +18,11 @@ from strop.ops.cost import Kind
 from strop.ops.dispatch import record
 from strop.ops.embed import EmbedCall
 from strop.ops.embed import cost as embed_cost
+from strop.ops.experts import ExpertsCall
+from strop.ops.experts import cost as experts_cost
 from strop.ops.linear import LinearCall
 from strop.ops.linear import cost as linear_cost
+from strop.ops.norm import AddNormCall
 from strop.ops.sample import cost as sample_cost
 
 
@@ -57,18 +60,22 @@ class CostModel:
             num_new: the last rows of each sequence that this step computes.
         """
         flops: Counter[Kind] = Counter()
-        num_bytes, layer = 0, 0
+        num_bytes = 0
         for call in self._calls(num_rows, num_logits):
             if isinstance(call, AttentionCall):
-                window = self.spec.layers[layer].attention.window_len
+                window = call.window_len
                 seen = [[min(n - i, window or n) for i in range(num_new)] for n in context_lens]
                 read = sum(min(n, (window or n) + num_new - 1) for n in context_lens)
                 item_bytes = 2 if self.layout.platform == "native" else 4
-                cost, layer = attention_cost.cost(call, sum(map(sum, seen)), read, item_bytes), layer + 1
+                cost = attention_cost.cost(call, sum(map(sum, seen)), read, item_bytes)
             elif isinstance(call, LinearCall):
                 cost = linear_cost.cost(call)
             elif isinstance(call, EmbedCall):
                 cost = embed_cost.cost(call)
+            elif isinstance(call, AddNormCall):
+                continue  # neither products nor stored data
+            elif isinstance(call, ExpertsCall):
+                cost = experts_cost.cost(call)
             else:
                 cost = sample_cost.cost(call)
             flops[cost.kind] += cost.flops

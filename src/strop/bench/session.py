@@ -145,7 +145,7 @@ def _fidelity_rows(engine: Engine, model: str, peers: list[Peer], say: Say) -> l
     """One row per path: prompts, and tokens one at a time as they are generated."""
     from strop.bench import fidelity
 
-    windows = fidelity.english_windows(engine.tokenizer.encode)
+    windows = fidelity.english_windows(engine.tokenizer)
     reference = fidelity.Reference(model, windows)
     rows = []
     for path, some in (("prompt", windows), ("generated", windows[: fidelity.NUM_DECODE_WINDOWS])):

@@ -9,6 +9,9 @@ VERBS = {
     "run": "answer one prompt, streamed to the terminal",
     "chat": "a conversation in the terminal, or one line in and one answer out",
     "bench": "measure a model on this machine, beside other engines",
+    "eval": "perplexity of a model, and its distance from a reference model",
+    "inspect": "what a model file holds, takes, and could reach here, without loading it",
+    "models": "what is cached, and removing it",
 }
 
 _USAGE = f"""strop {__version__}: hones a language model to the machine it runs on.

@@ -42,8 +42,9 @@ def command(
 ) -> None:
     """Answers one prompt.
 
-    MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id. PROMPT '-' reads standard input. Text
-    goes to standard output, everything else to standard error.
+    MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id: org/name, org/name@revision, or
+    org/name:Q4_K_M for one GGUF model of many. PROMPT '-' reads standard input. Text goes to standard output,
+    everything else to standard error.
     """
     params, config = sampling_params(settings), engine_config(settings)
     chat_template = read_template_file(template)

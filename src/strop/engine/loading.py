@@ -76,27 +76,17 @@ def load_model(
     tokenizer.fit_embedding(spec.vocab_size)
     if chat:
         tokenizer.start_renderer()
-    config = _resolve(config, spec)
+    config = resolve(config, spec)
 
-    import jax
-
-    _keep_compiled_steps(jax)
-    reason = _no_kernels(spec, config) if jax.default_backend() == "cpu" else None
-    platform: Platform = "native" if jax.default_backend() == "cpu" and reason is None else "xla"
+    keep_compiled_steps()
+    platform, reason = choose_platform(spec, config)
     if reason is not None:
         log.warning(
             "running on XLA without the native kernels (%s): the weights are dequantised to float32, which takes 4 to "
             "7 times the memory of 4-bit weights and is several times slower",
             reason,
         )
-    memory = plan_memory(
-        reader,
-        spec,
-        config,
-        platform,
-        available_bytes=available_bytes(),
-        dense_item_bytes=4 if jax.default_backend() == "cpu" else 2,
-    )
+    memory = plan_memory_here(reader, spec, config, platform)
     if on_plan is not None:
         on_plan(memory)
     config = replace(config, num_blocks=memory.num_blocks, memory_bytes=memory.limit_bytes)
@@ -106,6 +96,24 @@ def load_model(
 
     params = load(reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash)
     return LoadedModel(spec, params, tokenizer, memory, platform), config
+
+
+def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, str | None]:
+    """What the model runs on here, and on a processor without the native kernels the reason."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return "xla", None
+    reason = _no_kernels(spec, config)
+    return ("native" if reason is None else "xla"), reason
+
+
+def plan_memory_here(reader: ParameterReader, spec: ModelSpec, config: EngineConfig, platform: Platform) -> MemoryPlan:
+    """`plan_memory` with what this machine has. `config` must be resolved. Raises CapacityError."""
+    import jax
+
+    item_bytes = 4 if jax.default_backend() == "cpu" else 2
+    return plan_memory(reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes)
 
 
 def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
@@ -132,15 +140,10 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
 
 def _unserved(layer: LayerSpec) -> str | None:
     """What the native kernels do not do yet; None if nothing."""
-    heads = layer.attention
-    wanted = {
-        "soft caps": heads.soft_cap is not None,
-        "ALiBi": heads.alibi_scale is not None,
-        "attention sinks": heads.sinks,
-        "norms of queries and keys": heads.qk_norm is not None,
-        "experts": layer.experts is not None,
-    }
-    return next((f"{name} have no kernel yet" for name, is_wanted in wanted.items() if is_wanted), None)
+    qk_norm = layer.attention.qk_norm
+    if qk_norm is not None and qk_norm.over == "each_head":
+        return "norms with a weight for each head have no kernel yet"
+    return None if layer.experts is None else "experts have no kernel yet"
 
 
 def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
@@ -152,7 +155,8 @@ def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
     return tokenizer_from_folder(checkpoint.path)
 
 
-def _resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+def resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """The config with the model's and the machine's values for 0. Raises RequestError for what is out of range."""
     for name, least in _LEAST.items():
         value = getattr(config, name)
         if not isinstance(value, int) or value < least:
@@ -168,16 +172,18 @@ def _resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
     )
 
 
-def _keep_compiled_steps(jax: object) -> None:
+def keep_compiled_steps() -> None:
     """Compiled steps go to the cache directory, so that a second start does not compile."""
     directory = cache_directory() / "xla"
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):
         return
+    import jax
+
     # A full disk costs only compile time, and jax would warn about each step.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    update = jax.config.update  # type: ignore[attr-defined]
+    update: Callable[[str, object], None] = jax.config.update
     update("jax_compilation_cache_dir", str(directory))
     update("jax_persistent_cache_min_compile_time_secs", 0.0)
     update("jax_persistent_cache_min_entry_size_bytes", -1)

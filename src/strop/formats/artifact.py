@@ -1,9 +1,9 @@
 """The portable artifact: a folder with a model's canonical values, for any machine.
 
 `strop.json` (version, spec, tensor table, SHA-256 of every other file, receipt, provenance), `weights*.safetensors`
-(dense tensors as they are; a quantised one as `NAME.codes`, `NAME.scale` and perhaps `NAME.offset`, 4-bit codes two to
-a byte, the even column in the low half; of a scale or offset in two levels `NAME.scale` holds the upper one and
-`NAME.scale.local` the lower), and the tokenizer's files.
+(dense tensors as they are; a quantised one as `NAME.codes`, `NAME.scale` and perhaps `NAME.offset`, or `NAME.zero`
+where the table has no number for it; 4-bit codes two to a byte, the even column in the low half; of a scale or offset
+in two levels `NAME.scale` holds the upper one and `NAME.scale.local` the lower), and the tokenizer's files.
 """
 
 import errno
@@ -112,7 +112,11 @@ def _write_weights(
             shard, num_shards = {}, num_shards + 1
         entry: dict[str, Any] = {"file": file_name(), "shape": list(value.shape)}
         if isinstance(value, GroupQuantized):
-            entry |= {"format": "group", "bits": value.bits, "zero": value.zero, "offset": value.offset is not None}
+            entry |= {"format": "group", "bits": value.bits, "offset": value.offset is not None}
+            if isinstance(value.zero, np.ndarray):
+                shard[f"{name}.zero"] = value.zero
+            else:
+                entry["zero"] = value.zero
             shard[f"{name}.codes"] = _pack_nibbles(value.codes) if value.bits == 4 else value.codes
             if value.group_len != GROUP_LEN:
                 entry["group_len"] = value.group_len
@@ -162,10 +166,10 @@ class _Group:
     """A quantised tensor's line in the table."""
 
     bits: int
-    zero: int
+    zero: int | None
     group_len: int
     parts: tuple[str, ...]
-    """Its arrays: codes, scale, perhaps scale.local, offset, offset.local."""
+    """Its arrays: codes, scale, perhaps scale.local, offset, offset.local, zero."""
 
 
 class ArtifactCheckpoint:
@@ -220,13 +224,14 @@ class ArtifactCheckpoint:
             self._expect(file, f"{name}.{part}", part_shape, kind)
         num_bytes = sum(file.tensors[f"{name}.{part}"].num_bytes for part in parts)
         group_len = int(entry.get("group_len", GROUP_LEN))
-        self._groups[name] = _Group(int(entry["bits"]), int(entry["zero"]), group_len, tuple(parts))
+        zero = int(entry["zero"]) if "zero" in entry else None
+        self._groups[name] = _Group(int(entry["bits"]), zero, group_len, tuple(parts))
         self.tensors[name] = TensorInfo(name, shape, f"group{entry['bits']}", num_bytes)
 
     @staticmethod
     def _group_parts(shape: tuple[int, ...], entry: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype that each array of a quantised tensor must have. Raises ValueError for a bad entry."""
-        bits, zero, group_len = int(entry["bits"]), int(entry["zero"]), int(entry.get("group_len", GROUP_LEN))
+        bits, zero, group_len = int(entry["bits"]), int(entry.get("zero", 0)), int(entry.get("group_len", GROUP_LEN))
         if bits not in CODE_BITS or not 0 <= zero < 1 << bits or group_len not in GROUP_LENS:
             raise ValueError(f"bits={bits}, zero={zero}, group_len={group_len}")
         rows, columns = shape
@@ -243,6 +248,10 @@ class ArtifactCheckpoint:
             parts[part] = ((rows, columns // (SUPER_LEN if part in two_level else group_len)), "F16")
             if part in two_level:
                 parts[f"{part}.local"] = ((rows, columns // group_len), two_level[part])
+        if "zero" not in entry:
+            if entry["offset"]:
+                raise ValueError("an offset needs one zero for all")
+            parts["zero"] = ((rows, columns // group_len), "U8")
         return parts
 
     @staticmethod
@@ -270,7 +279,8 @@ class ArtifactCheckpoint:
             )
 
         offset = scale("offset") if "offset" in group.parts else None
-        return GroupQuantized(codes, scale("scale"), offset, group.zero, group.bits, group.group_len)
+        zero = file.read(f"{name}.zero") if group.zero is None else group.zero
+        return GroupQuantized(codes, scale("scale"), offset, zero, group.bits, group.group_len)
 
     def outline(self, name: str) -> TensorValue:
         """One row of zeros in the form that `read` gives the matrix `name`."""
@@ -290,7 +300,8 @@ class ArtifactCheckpoint:
 
         codes, own = np.zeros((1, columns), np.uint8), scale("scale")
         assert own is not None
-        return GroupQuantized(codes, own, scale("offset"), group.zero, group.bits, group.group_len)
+        zero = np.zeros((1, columns // group.group_len), np.uint8) if group.zero is None else group.zero
+        return GroupQuantized(codes, own, scale("offset"), zero, group.bits, group.group_len)
 
     def files(self) -> dict[str, Path]:
         """The tokenizer's and template's files, by name."""

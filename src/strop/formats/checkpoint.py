@@ -1,17 +1,16 @@
 """A checkpoint is anything that lists named tensors and can read one: GGUF file, Hugging Face folder, our artifact."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from strop.core.errors import FormatError, UnsupportedError
 from strop.formats.artifact import MANIFEST, ArtifactCheckpoint
+from strop.formats.foreign import kind_of_files
 from strop.formats.gguf import MAGIC, GGUFCheckpoint, set_name
-from strop.formats.hf import HFCheckpoint, download
+from strop.formats.hf import HFCheckpoint
+from strop.formats.hub import fetch, parse_hub_id
 from strop.formats.values import TensorInfo, TensorValue
-
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 class Checkpoint(Protocol):
@@ -37,24 +36,29 @@ AnyCheckpoint = GGUFCheckpoint | HFCheckpoint | ArtifactCheckpoint
 
 
 def open_checkpoint(model: str | Path) -> AnyCheckpoint:
-    """Opens a GGUF file, an artifact, a Hugging Face folder, a folder with one GGUF model, or a Hub id `org/name`.
+    """Opens a GGUF file, an artifact, a Hugging Face folder, a folder with one GGUF model, or a Hub id.
+
+    A Hub id is `org/name`, with `@revision` (a branch, tag or commit) and `:TYPE` for one of many GGUF models.
 
     Raises FormatError or UnsupportedError that says what was found instead and what to do.
     """
     path = Path(model).expanduser()
     try:
-        if path.is_dir():
-            return _open_folder(path)
-        if path.is_file():
-            return _open_file(path)
+        if path.exists():
+            return _open(path)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from error
-    if _HUB_ID.fullmatch(str(model)) and not str(model).endswith((".gguf", ".safetensors")):
-        return _open_folder(download(str(model)))
-    raise FormatError(
-        f"{model}: no such file or folder; pass a GGUF file, a folder with config.json and model.safetensors, an"
-        " artifact folder, or a Hub id such as org/name"
-    )
+    hub_model = parse_hub_id(str(model))
+    if hub_model is None:
+        raise FormatError(
+            f"{model}: no such file or folder; pass a GGUF file, a folder with config.json and model.safetensors, an"
+            " artifact folder, or a Hub id such as org/name, org/name@revision or org/name:Q4_K_M"
+        )
+    return _open(fetch(hub_model))
+
+
+def _open(path: Path) -> AnyCheckpoint:
+    return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
 def _open_file(path: Path) -> AnyCheckpoint:
@@ -73,16 +77,17 @@ def _open_folder(path: Path) -> AnyCheckpoint:
     files = sorted(path.glob("*.gguf"))
     if (path / "config.json").is_file() and (not files or any(path.glob("*.safetensors"))):
         return HFCheckpoint(path)
-    if (path / "adapter_config.json").is_file():
-        raise UnsupportedError(
-            f"{path}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft) and"
-            " save that"
-        )
     if len({set_name(file) for file in files}) == 1:
         return GGUFCheckpoint(files[0])
     if files:
         names = ", ".join(file.name for file in files[:8])
         raise UnsupportedError(f"{path}: holds {len(files)} GGUF files ({names}): pass the path of one of them")
+    if kind := kind_of_files(file.name for file in path.iterdir()):
+        raise UnsupportedError(f"{path}: {kind}")
+    if snapshots := sorted((path / "snapshots").glob("*/")):
+        raise UnsupportedError(
+            f"{path}: where the Hub's cache keeps a model: pass one of its snapshots, {snapshots[0]}"
+        )
     raise FormatError(
         f"{path}: a folder without a model: neither {MANIFEST}, config.json nor a .gguf file is in it; pass the folder"
         " that holds them"

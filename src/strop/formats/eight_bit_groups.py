@@ -4,7 +4,7 @@ For formats without a kernel of their own (Q6_K, Q3_K and Q2_K have groups of 16
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def to_eight_bit_groups(value: GroupQuantized) -> tuple[GroupQuantized, Rounding
     """
     if value.shape[1] % GROUP_LEN:
         raise ValueError(f"rows of {value.shape[1]} weights are not whole groups of {GROUP_LEN}")
-    if value.group_len == GROUP_LEN and (value.offset is None or value.zero == 0):
+    if value.group_len == GROUP_LEN and _codes_can_stay(value):
         kept = _with_codes_kept(value)
         error = rounding_error(value, kept)
         if error.largest == 0:
@@ -47,6 +47,12 @@ def to_eight_bit_groups(value: GroupQuantized) -> tuple[GroupQuantized, Rounding
         rounded = _with_new_codes(value, with_offset)
         candidates.append((rounded, rounding_error(value, rounded)))
     return min(candidates, key=lambda candidate: candidate[1].rms)
+
+
+def _codes_can_stay(value: GroupQuantized) -> bool:
+    if value.offset is not None:
+        return value.zero == 0  # an offset excludes zeros by group
+    return value.bits < 8 or isinstance(value.zero, int)
 
 
 def rounding_error(exact: GroupQuantized, rounded: GroupQuantized) -> RoundingError:
@@ -71,7 +77,7 @@ def _row_chunks(value: GroupQuantized) -> Iterator[slice]:
 def _with_codes_kept(value: GroupQuantized) -> GroupQuantized:
     scale = _one_level(value.scale)
     if value.offset is None:
-        return GroupQuantized(value.codes + np.uint8(128 - value.zero), scale, None, 128, 8)
+        return replace(value.with_zero_128(), scale=scale)
     return GroupQuantized(value.codes, scale, _one_level(value.offset), 0, 8)
 
 

@@ -8,13 +8,14 @@ import math
 import mmap
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from strop.core.errors import FormatError, UnsupportedError
+from strop.core.errors import FormatError, StropError, UnsupportedError
 from strop.formats.k_quants import SUPER_BLOCK_FORMATS, decode_super_blocks
 from strop.formats.source_hash import file_hash, files_hash
 from strop.formats.values import (
@@ -59,12 +60,14 @@ _TENSOR_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
     13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16",
 }
-_UNSUPPORTED_TYPES = {
-    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
-    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+_UNREAD_TYPES = {
+    9: ("Q8_1", 32, 36), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }
 # fmt: on
-"""Only to name them in the error."""
+"""Name, weights and bytes of a block: only to tell what a file holds."""
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -108,6 +111,11 @@ class GGUFCheckpoint:
                 self.tensors[name] = info
                 self._file_of[name] = file
 
+    @property
+    def paths(self) -> list[Path]:
+        """The file, or all parts in order."""
+        return [file.path for file in self._files]
+
     def read(self, name: str) -> TensorValue:
         """The tensor's exact value: a read-only view of the file where dense, decoded where quantised."""
         info, file = self.tensors[name], self._file_of[name]
@@ -128,9 +136,7 @@ class GGUFCheckpoint:
 
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""
-        if len(self._files) == 1:
-            return file_hash(self._files[0].path)
-        return files_hash(file.path for file in self._files)
+        return file_hash(self.paths[0]) if len(self.paths) == 1 else files_hash(self.paths)
 
 
 def _decode(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQuantized:
@@ -139,6 +145,12 @@ def _decode(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQ
 
 
 def _open_file(path: Path) -> "_Header":
+    header = _map_file(path)
+    header.parse(*header.preamble())
+    return header
+
+
+def _map_file(path: Path) -> "_Header":
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < 24:
@@ -190,8 +202,32 @@ def _split_number(file: "_Header", key: str, default: int | None = None) -> int:
     return number
 
 
+def survey(path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Metadata and tensors of one file that need not be readable: of any type, or listed before the damage begins.
+
+    A tensor of an unknown type counts 0 bytes. Raises FormatError and UnsupportedError for what is no GGUF file.
+    """
+    header = _map_file(path)
+    num_tensors, num_entries = header.preamble()
+    with suppress(StropError):
+        header.parse(num_tensors, num_entries, refuse=False)
+    return header.metadata, header.tensors
+
+
+def _block_of(type_id: int) -> tuple[str, int, int]:
+    """A tensor type's name, and the weights and bytes of one block (a dense type's are single weights)."""
+    name = _TENSOR_TYPES.get(type_id)
+    if name is None:
+        return _UNREAD_TYPES.get(type_id, ("unknown", 1, 0))
+    if name in DENSE_DTYPES:
+        return name, 1, DENSE_DTYPES[name].itemsize
+    if name in BLOCK_FORMATS:
+        return name, GROUP_LEN, BLOCK_FORMATS[name].block_bytes
+    return name, SUPER_LEN, SUPER_BLOCK_FORMATS[name].block_bytes
+
+
 class _Header:
-    """Parses forward from byte 0; `position` never passes the end of the file."""
+    """Parses forward from byte 0 (`preamble`, then `parse`); `position` never passes the end of the file."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.size = data, path, len(data)
@@ -200,7 +236,9 @@ class _Header:
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self.extents: dict[str, _Extent] = {}
-        num_tensors, num_entries = self._preamble()
+
+    def parse(self, num_tensors: int, num_entries: int, *, refuse: bool = True) -> None:
+        """Fills in metadata, tensors and extents; without `refuse` no extents, and tensors of any type."""
         for _ in range(num_entries):
             key = self._string("a metadata key")
             if key in self.metadata:
@@ -208,9 +246,10 @@ class _Header:
             self.metadata[key] = self._value(self._u32("a value type"), key)
         offsets = {}
         for _ in range(num_tensors):
-            name, offset = self._tensor()
+            name, offset = self._tensor(refuse)
             offsets[name] = offset
-        self._locate(offsets)
+        if refuse:
+            self._locate(offsets)
 
     def _damaged(self, cause: str) -> NoReturn:
         raise FormatError(f"{self.path}: {cause}; the file is damaged, download it again")
@@ -237,7 +276,8 @@ class _Header:
         except UnicodeDecodeError as error:
             self._damaged(f"{what} at byte {start} is not UTF-8 ({error.reason})")
 
-    def _preamble(self) -> tuple[int, int]:
+    def preamble(self) -> tuple[int, int]:
+        """The numbers of tensors and of metadata entries."""
         if self.data[:4] != MAGIC:
             raise FormatError(f"{self.path}: starts with {self.data[:4]!r}, not {MAGIC!r}: this is not a GGUF file")
         self.position = 4
@@ -317,7 +357,7 @@ class _Header:
         self.position = position
         return strings
 
-    def _tensor(self) -> tuple[str, int]:
+    def _tensor(self, refuse: bool) -> tuple[str, int]:
         """Parses one tensor's entry; returns its name and offset into the data section."""
         name = self._string("a tensor name")
         if name in self.tensors:
@@ -333,30 +373,26 @@ class _Header:
             num_elements *= dim
         if num_elements == 0 or num_elements > self.size * 8:
             self._damaged(f"the tensor {name!r} has shape {shape}, which {self.size} bytes cannot hold")
-        if type_id not in _TENSOR_TYPES:
-            type_name = _UNSUPPORTED_TYPES.get(type_id, "unknown")
-            raise UnsupportedError(
-                f"{self.path}: the tensor {name!r} has type {type_id} ({type_name}); supported are"
-                f" {', '.join(_TENSOR_TYPES.values())}: use a file with one of these types"
-            )
-        format_name = _TENSOR_TYPES[type_id]
-        num_bytes = self._num_tensor_bytes(name, shape, num_elements, format_name)
-        self.tensors[name] = TensorInfo(name, shape, format_name, num_bytes)
+        format_name, block_len, block_bytes = _block_of(type_id)
+        if refuse:
+            self._refuse_unread(name, shape, type_id)
+        self.tensors[name] = TensorInfo(name, shape, format_name, num_elements // block_len * block_bytes)
         return name, offset
 
-    def _num_tensor_bytes(self, name: str, shape: tuple[int, ...], num_elements: int, format_name: str) -> int:
-        if format_name in DENSE_DTYPES:
-            return num_elements * DENSE_DTYPES[format_name].itemsize
-        layout = BLOCK_FORMATS.get(format_name) or SUPER_BLOCK_FORMATS[format_name]
-        block_len = GROUP_LEN if format_name in BLOCK_FORMATS else SUPER_LEN
+    def _refuse_unread(self, name: str, shape: tuple[int, ...], type_id: int) -> None:
+        format_name, block_len, _ = _block_of(type_id)
+        if type_id not in _TENSOR_TYPES:
+            raise UnsupportedError(
+                f"{self.path}: the tensor {name!r} has type {type_id} ({format_name}); supported are"
+                f" {', '.join(_TENSOR_TYPES.values())}: use a file with one of these types"
+            )
         if shape[-1] % block_len:
             self._damaged(f"the {format_name} tensor {name!r} has rows of {shape[-1]}, not whole blocks of {block_len}")
-        if len(shape) != 2:
+        if block_len > 1 and len(shape) != 2:
             raise UnsupportedError(
                 f"{self.path}: the {format_name} tensor {name!r} has {len(shape)} dimensions; quantised tensors with 2"
                 " are read: use a dense file"
             )
-        return num_elements // block_len * layout.block_bytes
 
     def _locate(self, offsets: dict[str, int]) -> None:
         """Checks that every tensor lies in the data section, aligned, and that none overlap."""

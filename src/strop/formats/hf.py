@@ -1,21 +1,31 @@
 """Hugging Face model folders: `config.json` with `model.safetensors`, whole or in shards. Pickles are never opened."""
 
+import copy
 import json
-import os
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs to read BF16)
+import ml_dtypes  # registers bfloat16 with numpy, which safetensors needs to read BF16
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from strop.core.errors import FormatError, StropError, UnsupportedError
+from strop.formats.foreign import kind_of_files, some_of
+from strop.formats.quantized import INTEGER_FORMATS
+from strop.formats.quantizers import QuantizedTensors
 from strop.formats.source_hash import files_hash
-from strop.formats.values import DENSE_DTYPES, TensorInfo
+from strop.formats.values import DENSE_DTYPES, GroupQuantized, TensorInfo, TensorValue
 
 MAX_JSON_BYTES = 64 << 20
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+READABLE_FORMATS = (*DENSE_DTYPES, *INTEGER_FORMATS)
+"""Formats of the tensors that `HFCheckpoint.read` reads."""
+_FLOAT8_DTYPES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
+"""Where old quantisers keep what now stands in config.json."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,9 +63,29 @@ class SafetensorsFile:
             raise FormatError(f"{path}: not a whole safetensors file ({error}); download it again") from error
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, of whatever dtype numpy has for it."""
+        """The tensor, of the dtype that numpy or ml_dtypes has for it."""
+        if self.tensors[name].format in _FLOAT8_DTYPES:
+            return self._read_float8(name)
         array: np.ndarray = self._file.get_tensor(name)
         return array
+
+    def _read_float8(self, name: str) -> np.ndarray:
+        """The library has no numpy dtype for these; it has checked the header that says where they are."""
+        start, end = self._extents[name]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            stored = np.fromfile(file, np.uint8, end - start)
+        info = self.tensors[name]
+        return stored.view(_FLOAT8_DTYPES[info.format]).reshape(info.shape)
+
+    @cached_property
+    def _extents(self) -> dict[str, tuple[int, int]]:
+        """Where each tensor begins and ends in the file."""
+        with self.path.open("rb") as file:
+            header_len = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_len))
+        offsets = {name: header[name]["data_offsets"] for name in self.tensors}
+        return {name: (8 + header_len + start, 8 + header_len + end) for name, (start, end) in offsets.items()}
 
 
 def _num_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -68,44 +98,81 @@ def _num_bytes(shape: tuple[int, ...], kind: str) -> int:
 
 
 class HFCheckpoint:
-    """A folder as `save_pretrained` writes it.
+    """A folder as `save_pretrained` writes it. Weights that a known quantiser split into several tensors appear whole.
 
     Raises FormatError for damaged files or shards that disagree with the index, UnsupportedError for folders that hold
-    only pickles or only an adapter.
+    only pickles or only an adapter, and for quantisers that Strop does not read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config: dict[str, Any] = read_json(self.path / "config.json")
-        self._shards = _open_shards(self.path)
+        config = read_json(self.path / "config.json")
+        self._files = _Shards(self.path)
+        beside = {name: self.path / name for name in SETTINGS_FILES if (self.path / name).is_file()}
+        self._quantized = QuantizedTensors(
+            config, {name: read_json(file) for name, file in beside.items()}, self._files
+        )
+        self._settings_files = list(beside.values())
+        self.config = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+        """Without the quantiser's settings, which `tensors` and `read` have followed."""
+        self.tensors = self._quantized.tensors
+        self._outlines: dict[str, TensorValue] = {}
+
+    def read(self, name: str) -> TensorValue:
+        """The weight's exact value, or a tensor as float32, float16 or bfloat16. Raises UnsupportedError for others."""
+        weight = self._quantized.weight(name)
+        if weight is not None:
+            return weight.decode()
+        info = self.tensors[name]
+        if info.format not in DENSE_DTYPES:
+            raise UnsupportedError(
+                f"{self.path}: the tensor {name!r} has dtype {info.format}; supported are {', '.join(DENSE_DTYPES)}:"
+                " use an unquantised checkpoint, or a GGUF file"
+            )
+        return self._files.read(name)
+
+    def outline(self, name: str) -> TensorValue:
+        """One row in the form that `read` gives the matrix `name`.
+
+        That of a quantised weight depends on its numbers: it is read, once.
+        """
+        info = self.tensors[name]
+        if self._quantized.weight(name) is None and info.format in DENSE_DTYPES:
+            return np.zeros((1, info.shape[-1]), DENSE_DTYPES[info.format])
+        if name not in self._outlines:
+            value, first = self.read(name), slice(0, 1)
+            row = value.take_rows(first) if isinstance(value, GroupQuantized) else value[first]
+            self._outlines[name] = copy.deepcopy(row)  # a view would keep the whole
+        return self._outlines[name]
+
+    def is_empty_bias(self, name: str) -> bool:
+        """Whether a tensor is a bias of zeros that the quantiser added."""
+        return self._quantized.is_empty_bias(name)
+
+    def source_hash(self) -> str:
+        """Hex SHA-256 over the config and the weight files (each remembered: see `file_hash`)."""
+        return files_hash([self.path / "config.json", *self._settings_files, *self._files.paths])
+
+
+class _Shards:
+    """The tensors of a folder's safetensors files, as they are stored."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shards = _open_shards(path)
+        self.paths = [shard.path for shard in shards]
         self._shard_of: dict[str, SafetensorsFile] = {}
-        for shard in self._shards:
+        for shard in shards:
             for name in shard.tensors:
                 if name in self._shard_of:
                     both = f"{self._shard_of[name].path.name} and {shard.path.name}"
-                    raise FormatError(f"{self.path}: the tensor {name!r} is in both {both}; download the model again")
+                    raise FormatError(f"{path}: the tensor {name!r} is in both {both}; download the model again")
                 self._shard_of[name] = shard
-        self.tensors = {name: shard.tensors[name] for name, shard in self._shard_of.items()}
+        self.tensors: Mapping[str, TensorInfo] = {name: shard.tensors[name] for name, shard in self._shard_of.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as float32, float16 or bfloat16. Raises UnsupportedError for any other dtype."""
-        shard = self._shard_of[name]
-        kind = shard.tensors[name].format
-        if kind not in DENSE_DTYPES:
-            raise UnsupportedError(
-                f"{shard.path}: the tensor {name!r} has dtype {kind}; supported are {', '.join(DENSE_DTYPES)}: use an"
-                " unquantised checkpoint, or a GGUF file"
-            )
-        return shard.read(name)
-
-    def outline(self, name: str) -> np.ndarray:
-        """One row of zeros of the dtype that `read` gives the matrix `name`."""
-        info = self.tensors[name]
-        return np.zeros((1, info.shape[-1]), DENSE_DTYPES[info.format])
-
-    def source_hash(self) -> str:
-        """Hex SHA-256 over config.json and the weight files (each remembered: see `file_hash`)."""
-        return files_hash([self.path / "config.json", *(shard.path for shard in self._shards)])
+        """The tensor, of whatever dtype it is stored in."""
+        return self._shard_of[name].read(name)
 
 
 def _open_shards(folder: Path) -> list[SafetensorsFile]:
@@ -117,58 +184,31 @@ def _open_shards(folder: Path) -> list[SafetensorsFile]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index}: has no 'weight_map'; download the file again")
-    shards = {}
-    for file_name in sorted({str(file_name) for file_name in weight_map.values()}):
+    file_names = sorted({str(file_name) for file_name in weight_map.values()})
+    for file_name in file_names:
         if file_name != Path(file_name).name or not file_name.endswith(".safetensors"):
             raise FormatError(f"{index}: {file_name!r} is not the name of a safetensors file in the same folder")
-        if not (folder / file_name).is_file():
-            raise FormatError(f"{folder}: the shard {file_name!r} named by {index.name} is missing; download it")
-        shards[file_name] = SafetensorsFile(folder / file_name)
+    missing = [file_name for file_name in file_names if not (folder / file_name).is_file()]
+    if missing:
+        raise FormatError(
+            f"{folder}: {len(missing)} of the {len(file_names)} shards that {index.name} names are missing:"
+            f" {some_of(missing)}; download them into that folder, or the model again"
+        )
+    shards = {file_name: SafetensorsFile(folder / file_name) for file_name in file_names}
     absent = [name for name, file_name in weight_map.items() if name not in shards[file_name].tensors]
     if absent:
-        raise FormatError(f"{index}: tensors that are not in their shards: {_some(absent)}; download the model again")
+        raise FormatError(f"{index}: tensors that are not in their shards: {some_of(absent)}; download the model again")
     return list(shards.values())
 
 
 def _no_weights(folder: Path) -> StropError:
-    if (folder / "adapter_config.json").is_file():
-        return UnsupportedError(
-            f"{folder}: a LoRA adapter, not a whole model: merge it into its base model (`merge_and_unload` in peft)"
-            " and save that"
+    names = [path.name for path in folder.iterdir()]
+    shards = sorted(name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
+    if shards:
+        return FormatError(
+            f"{folder}: has shards ({some_of(shards)}) but no model.safetensors.index.json, which says what is in them;"
+            " download that file too"
         )
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickles:
-        return UnsupportedError(
-            f"{folder}: only pickled weights ({_some(pickles)}), which can run any code when opened: convert them with"
-            " `save_pretrained(..., safe_serialization=True)` in transformers, or fetch a safetensors version"
-        )
+    if kind := kind_of_files(names):
+        return UnsupportedError(f"{folder}: {kind}")
     return FormatError(f"{folder}: has a config.json but no model.safetensors; download the weights")
-
-
-def download(model_id: str) -> Path:
-    """The local folder of a Hub model, downloaded if it is not in the Hub's cache (`HF_HOME`, `HF_HUB_OFFLINE` apply).
-
-    Raises UnsupportedError when huggingface_hub is not installed, FormatError when the model cannot be had.
-    """
-    try:
-        import huggingface_hub  # only here: it is slow to import, and files need it not
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{model_id!r} is not a local path, and fetching it from the Hugging Face Hub needs huggingface_hub:"
-            " `pip install huggingface_hub`"
-        ) from error
-    try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=HUB_PATTERNS))
-    except Exception as error:
-        # The library passes on its own errors and those of whichever HTTP client it uses.
-        cause = str(error).strip().partition("\n")[0] or type(error).__name__
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise FormatError(
-            f"{model_id!r} is neither a local path nor to be had from the Hugging Face Hub{offline}: {cause}. Check the"
-            " spelling and the network, log in with `hf auth login` if the model is gated, or pass a local folder"
-        ) from error
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more

@@ -156,8 +156,8 @@ class PackWriter:
 class PackFile:
     """A finished pack, mapped read-only: `pack[name]` is a 64-byte aligned view, no copy, that keeps the map alive."""
 
-    def __init__(self, file_descriptor: int, key: str) -> None:
-        """Raises ValueError when the file is not a whole, undamaged pack for `key`."""
+    def __init__(self, file_descriptor: int, key: str | None) -> None:
+        """Raises ValueError when the file is not a whole, undamaged pack for `key`; None takes any."""
         size = os.fstat(file_descriptor).st_size
         if size < PAGE_BYTES:
             raise ValueError(f"{size} bytes are too few")
@@ -171,7 +171,8 @@ class PackFile:
         if hashlib.sha256(header).digest() != digest:
             raise ValueError("its header does not match its checksum")
         content = json.loads(header)
-        if content["key"] != key:
+        self.key = str(content["key"])
+        if key not in (None, self.key):
             raise ValueError(f"was made for {content['key']!r}, not {key!r}")
         self._entries = {
             name: _Entry(_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["offset"])

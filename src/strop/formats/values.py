@@ -82,7 +82,7 @@ class GroupQuantized:
     """Integer codes with one scale (and perhaps one offset) per group of weights along a row.
 
     With g = k // group_len:
-    w[n, k] = scale[n, g] * (codes[n, k] - zero) + (offset[n, g] if offset is not None else 0)
+    w[n, k] = scale[n, g] * (codes[n, k] - zero[n, g]) + (offset[n, g] if offset is not None else 0)
 
     An offset is always added. Formats that subtract a minimum (dmin * m) have -dmin as the offset's super_scale.
     """
@@ -93,8 +93,9 @@ class GroupQuantized:
     """[N, K // group_len]."""
     offset: Scale | None
     """[N, K // group_len], or None."""
-    zero: int
-    """The code that stands for a weight of 0 (plus the offset)."""
+    zero: int | np.ndarray
+    """The code that stands for a weight of 0 (plus the offset): one for all, or uint8 [N, K // group_len], which needs
+    offset None (GPTQ, AWQ)."""
     bits: int
     """2, 3, 4, 5, 6 or 8."""
     group_len: int = GROUP_LEN
@@ -102,8 +103,14 @@ class GroupQuantized:
 
     def __post_init__(self) -> None:
         columns = self.codes.shape[1]
-        if self.codes.dtype != np.uint8 or self.bits not in CODE_BITS or not 0 <= self.zero < 1 << self.bits:
-            raise ValueError(f"codes are {self.codes.dtype} with bits={self.bits}, zero={self.zero}")
+        if self.codes.dtype != np.uint8 or self.bits not in CODE_BITS:
+            raise ValueError(f"codes are {self.codes.dtype} with bits={self.bits}")
+        if isinstance(self.zero, np.ndarray):
+            groups = self.codes.shape[0], columns // self.group_len
+            if self.zero.dtype != np.uint8 or self.zero.shape != groups or self.offset is not None:
+                raise ValueError(f"zero is {self.zero.dtype} {self.zero.shape} for codes of shape {self.codes.shape}")
+        elif not 0 <= self.zero < 1 << self.bits:
+            raise ValueError(f"zero={self.zero} with bits={self.bits}")
         if self.group_len not in GROUP_LENS:
             raise ValueError(f"group_len={self.group_len} is none of {GROUP_LENS}")
         for part in (self.scale, self.offset):
@@ -132,11 +139,11 @@ class GroupQuantized:
         return rows, columns
 
     def dequantize(self) -> np.ndarray:
-        """float32 [N, K]. Every GGUF format's product of scale and code is exact; only adding the offset rounds."""
+        """float32 [N, K]. Every format's product of scale and code is exact; only adding the offset rounds."""
         rows, columns = self.shape
         grouped = (rows, columns // self.group_len, self.group_len)
         weights = self.codes.reshape(grouped).astype(np.float32)
-        weights -= np.float32(self.zero)
+        weights -= self.zero[:, :, None] if isinstance(self.zero, np.ndarray) else np.float32(self.zero)
         weights *= scale_values(self.scale)[:, :, None]
         if self.offset is not None:
             weights += scale_values(self.offset)[:, :, None]
@@ -146,7 +153,16 @@ class GroupQuantized:
         """The same weights with rows picked by integers or a slice; lossless, since no group crosses a row."""
         scale, offset = _take_rows(self.scale, index), self.offset
         offset = None if offset is None else _take_rows(offset, index)
-        return GroupQuantized(self.codes[index], scale, offset, self.zero, self.bits, self.group_len)
+        zero = self.zero[index] if isinstance(self.zero, np.ndarray) else self.zero
+        return GroupQuantized(self.codes[index], scale, offset, zero, self.bits, self.group_len)
+
+    def with_zero_128(self) -> "GroupQuantized":
+        """The same weights in 8-bit codes with zero=128. Below 8 bits that is always possible."""
+        rows, columns = self.shape
+        zero = self.zero[:, :, None] if isinstance(self.zero, np.ndarray) else np.uint8(self.zero)
+        grouped = self.codes.reshape(rows, columns // self.group_len, self.group_len)
+        codes = (grouped + np.uint8(128) - zero).reshape(rows, columns)
+        return GroupQuantized(codes, self.scale, self.offset, 128, 8, self.group_len)
 
     def is_finite(self) -> bool:
         """Whether no scale and no offset is NaN or infinite."""

@@ -53,6 +53,7 @@ class Config:
 
     def has(self, key: str) -> bool:
         """Whether the key, or a default for it, is there and not null."""
+        self.seen.add(self.name(key))
         return self.values.get(self.name(key), self._defaults.get(key)) is not None
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from strop.models.layout import Single
 from strop.models.parameters import LayerPlaces, Parameters, Place
@@ -13,7 +12,7 @@ from strop.ops.attention import AttentionOperands, Cache, Rows, attention
 from strop.ops.embed import embed
 from strop.ops.experts import experts
 from strop.ops.linear import linear
-from strop.ops.norm import Norm
+from strop.ops.norm import Norm, add_norm
 
 
 def forward(
@@ -29,15 +28,19 @@ def forward(
         rows: the step's T token rows.
         cache: see ops.attention.cache_shape; None attends within the rows alone.
     """
-    x = embed(rows.fields[0], params.weights["embed"], rows.counts, platform=layout.platform)
-    if spec.embedding_scale != 1.0:
-        x = x * spec.embedding_scale
+    counts, platform, vectors = rows.counts, layout.platform, params.vectors
+    x = embed(
+        rows.fields[0],
+        params.weights["embed"],
+        counts,
+        platform=platform,
+        scale=spec.embedding_scale,
+        bias=vectors["token_type"] if spec.num_token_types else None,
+    )
     if spec.num_positions:
-        x = x + embed(rows.fields[1], params.weights["positions"], rows.counts, platform=layout.platform)
-    if spec.num_token_types:
-        x = x + params.vectors["token_type"]
+        x = embed(rows.fields[1], params.weights["positions"], counts, platform=platform, residual=x)
     if spec.embedding_norm is not None:
-        x = _norm(params, spec.embedding_norm, "embedding_norm")(x)
+        x = add_norm(x, _norm(params, spec.embedding_norm, "embedding_norm"), counts, platform=platform)
     for layer, (layer_spec, places) in enumerate(zip(spec.layers, params.layers, strict=True)):
         x, cache = _Layer(params, layer, layer_spec, places, rows, layout)(x, cache)
     return x, cache
@@ -77,8 +80,11 @@ class _Layer:
         if out_norm is None:
             return project(given, norm, scale=scale, residual=x)
         if self._spec.norm_after:
-            return out_norm(project(given, norm, scale=scale, residual=x))
-        return x + scale * out_norm(project(given, norm))
+            return self._add_norm(project(given, norm, scale=scale, residual=x), out_norm)
+        return self._add_norm(project(given, norm), out_norm, scale=scale, residual=x)
+
+    def _add_norm(self, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
+        return add_norm(x, norm, self._rows.counts, platform=self._layout.platform, **fused)
 
     def _attend(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         heads, places, vectors = self._spec.attention, self._places, self._params.vectors
@@ -91,13 +97,13 @@ class _Layer:
         operands = AttentionOperands(
             None if places.rope is None else self._params.ropes[places.rope],
             qk_norm,
-            vectors["sinks"][self._index] if heads.sinks else None,
+            vectors["sinks"] if heads.sinks else None,
         )
         return attention(
             self._matrix(places.qkv, x, norm=self._norm("attention_norm"), bias=vectors.get("qkv_bias")),
             cache,
             self._index,
-            _within_window(self._rows, heads.window_len),
+            self._rows,
             operands,
             num_heads=heads.num_heads,
             num_kv_heads=heads.num_kv_heads,
@@ -105,6 +111,7 @@ class _Layer:
             scale=heads.scale,
             soft_cap=heads.soft_cap,
             alibi_scale=heads.alibi_scale,
+            window_len=heads.window_len,
             block_len=self._layout.block_len,
             platform=self._layout.platform,
         )
@@ -129,7 +136,7 @@ class _Layer:
     def _experts(self, spec: Experts, x: jax.Array, norm: Norm | None, **fused: Any) -> jax.Array:
         params, places = self._params, self._places
         assert places.router is not None
-        x = x if norm is None else norm(x)
+        x = x if norm is None else self._add_norm(x, norm)
         scores = self._matrix(places.router, x, bias=params.vectors.get("router_bias"))
         y = experts(
             x,
@@ -141,7 +148,7 @@ class _Layer:
             activation=self._spec.mlp.activation,
             platform=self._layout.platform,
         )
-        return fused.get("residual", 0.0) + fused.get("scale", 1.0) * y
+        return self._add_norm(y, None, **fused) if fused else y
 
     def _norm(self, role: str) -> Norm | None:
         spec: NormSpec | None = getattr(self._spec, role)
@@ -152,14 +159,6 @@ class _Layer:
         return linear(
             y, stack, place.index, self._rows.counts, platform=self._layout.platform, layer=self._index, **fused
         )
-
-
-def _within_window(rows: Rows, window_len: int | None) -> Rows:
-    """Rows that see at most the last `window_len` slots, their own included."""
-    if window_len is None:
-        return rows
-    slot, lo = rows.fields[2], rows.fields[3]
-    return rows._replace(fields=rows.fields.at[3].set(jnp.maximum(lo, slot + 1 - window_len)))
 
 
 def logits(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from strop.formats.pack_cache import PackCache, PackFile, PackWriter
-from strop.formats.values import dense
+from strop.formats.values import TensorInfo, TensorValue, dense
 from strop.models.packing import common_format, convert, pack, packed_bytes, packed_format
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.reader import ParameterReader
@@ -139,6 +139,11 @@ def _read_vectors(reader: ParameterReader, spec: ModelSpec) -> dict[str, np.ndar
         return np.stack([found.get(i, np.zeros(length, np.float32)) for i in range(spec.num_layers)])
 
     vectors = {name: stack((name,), partial(_weight_offset, role=name)) for name in _VECTORS}
+    heads = spec.layers[0].attention
+    for role, num_heads in (("q_norm", heads.num_heads), ("k_norm", heads.num_kv_heads)):
+        of_heads = stack(tuple(f"heads.{head}.{role}" for head in range(num_heads)))
+        if of_heads is not None:
+            vectors[role] = of_heads.reshape(spec.num_layers, num_heads, -1)
     vectors |= {name: stack(parts) for name, parts in _BIASES.items()}
     for name, norm in (("embedding_norm", spec.embedding_norm), ("final_norm", spec.final_norm)):
         if norm is not None:
@@ -224,14 +229,16 @@ class _Run(NamedTuple):
     """Gate and up."""
 
 
-def _runs(reader: ParameterReader, paths: list[str], interleaved: bool = False) -> tuple[_Run, ...]:
+def _runs(
+    reader: ParameterReader, paths: list[str], outline: Callable[[str], TensorValue], interleaved: bool = False
+) -> tuple[_Run, ...]:
     """How the rows of `paths` are packed as one matrix: in their own formats, unless tiles alternate.
 
     A Q4_K_M file has values in Q6_K beside queries and keys in Q4_K in half of its layers. Only f32 holds both exactly;
     even 9 bits for all three, rounded, would be 12 MB more than the 17 of two formats in a layer of Llama 8B: half a
     millisecond a token at the speed of memory, a hundred times what a second call costs.
     """
-    names = [packed_format(reader.outline(path)) for path in paths]
+    names = [packed_format(outline(path)) for path in paths]
     if interleaved:
         names = [common_format(names)] * len(names)
     runs = []
@@ -242,18 +249,42 @@ def _runs(reader: ParameterReader, paths: list[str], interleaved: bool = False) 
     return tuple(runs)
 
 
-def _stack_runs(reader: ParameterReader, spec: ModelSpec) -> Iterator[tuple[_Matrix | str, tuple[_Run, ...]]]:
-    """Every matrix, be it of a layer or a table, with how it is packed."""
+def _stack_runs(
+    reader: ParameterReader, spec: ModelSpec, outline: Callable[[str], TensorValue]
+) -> Iterator[tuple[_Matrix | str, tuple[_Run, ...]]]:
+    """Every matrix, be it of a layer or a table, with how it is packed. `outline` is the reader's, or `_sampled`."""
     for matrix in _matrices(spec):
         paths = matrix.paths(reader)
-        yield matrix, _runs(reader, paths, interleaved=matrix.role == "gate_up" and len(paths) == 2)
+        yield matrix, _runs(reader, paths, outline, interleaved=matrix.role == "gate_up" and len(paths) == 2)
     for name in _tables(spec):
-        yield name, _runs(reader, [name])
+        yield name, _runs(reader, [name], outline)
+
+
+def _stack_name(matrix: _Matrix, runs: tuple[_Run, ...]) -> str:
+    return f"{matrix.role}." + "+".join(f"{run.format_name}.{run.shape[0]}x{run.shape[1]}" for run in runs)
+
+
+def _sampled(reader: ParameterReader) -> Callable[[str], TensorValue]:
+    """Outlines by the smallest tensor of each format, since weights of a Hugging Face quantiser are read for theirs."""
+    samples: dict[tuple[str, float], TensorValue] = {}
+    tensors = reader.checkpoint.tensors
+
+    def kind(info: TensorInfo) -> tuple[str, float]:
+        return info.format, info.num_bytes / max(1, math.prod(info.shape))
+
+    def outline(path: str) -> TensorValue:
+        found = kind(tensors[reader.tensor_name(path)])
+        if found not in samples:
+            alike = [info for info in tensors.values() if kind(info) == found and len(info.shape) > 1]
+            samples[found] = reader.checkpoint.outline(min(alike, key=lambda info: info.num_bytes).name)
+        return samples[found]
+
+    return outline
 
 
 def packed_weight_bytes(reader: ParameterReader, spec: ModelSpec) -> int:
     """Bytes of all matrices once packed."""
-    runs = [run for _, matrix_runs in _stack_runs(reader, spec) for run in matrix_runs]
+    runs = [run for _, matrix_runs in _stack_runs(reader, spec, _sampled(reader)) for run in matrix_runs]
     return sum(packed_bytes(run.format_name, *run.shape) for run in runs)
 
 
@@ -287,12 +318,12 @@ def _report_rounding(errors: Mapping[str, tuple[float, float]]) -> None:
 def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) -> None:
     log.info("packing the weights for this machine's kernels: once per model")
     manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": [], "rounding": {}}
-    runs = dict(_stack_runs(reader, spec))
+    runs = dict(_stack_runs(reader, spec, reader.outline))
 
     def stack_of(matrix: _Matrix) -> str:
-        formats = "+".join(f"{run.format_name}.{run.shape[0]}x{run.shape[1]}" for run in runs[matrix])
-        manifest["stacks"].append(f"{matrix.role}.{formats}")
-        return str(manifest["stacks"][-1])
+        name = _stack_name(matrix, runs[matrix])
+        manifest["stacks"].append(name)
+        return name
 
     stacks: dict[str, Sequence[_Matrix | str]] = {
         **_assign(spec, stack_of)[0],
@@ -313,9 +344,38 @@ def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) ->
             value = np.pad(value, ((0, 0), (0, -value.shape[1] % TILE_COLUMNS)))
         writer.add(name, np.ascontiguousarray(value, np.float32))
         manifest["vectors"].append(name)
+    manifest["source"] = str(reader.checkpoint.path.absolute())  # only to tell people what the pack is of
     writer.add("manifest", np.frombuffer(json.dumps(manifest).encode(), np.uint8))
 
 
 def pack_directory() -> Path:
     """Where packed weights are kept."""
     return PackCache().directory
+
+
+def load_abstract(reader: ParameterReader, spec: ModelSpec, platform: Platform, *, num_positions: int) -> Parameters:
+    """What `load` returns, with shapes in place of the matrices: for counting costs.
+
+    Reads the vectors, and the smallest tensor of each format. `xla` is counted in float32.
+    """
+
+    def weight(count: int, run: _Run) -> Weight:
+        if platform == "xla":
+            return Weight(jax.ShapeDtypeStruct((count, *run.shape), jnp.float32), "dense", run.shape)  # type: ignore[arg-type]
+        data = jax.ShapeDtypeStruct((count, packed_bytes(run.format_name, *run.shape)), jnp.uint8)
+        return Weight(data, run.format_name, run.shape)  # type: ignore[arg-type]
+
+    def whole(runs: tuple[_Run, ...]) -> tuple[_Run, ...]:
+        shape = sum(run.shape[0] for run in runs), runs[0].shape[1]
+        return runs if platform == "native" else (_Run("dense", (), shape, False),)
+
+    runs = {member: whole(found) for member, found in _stack_runs(reader, spec, _sampled(reader))}
+    stacks, places = _assign(spec, lambda matrix: _stack_name(matrix, runs[matrix]))
+    members: dict[str, Sequence[_Matrix | str]] = {**stacks, **{name: [name] for name in _tables(spec)}}
+    weights = {name: join_parts([weight(len(some), run) for run in runs[some[0]]]) for name, some in members.items()}
+    tables = [
+        jax.ShapeDtypeStruct((num_positions, rope.rotary_dim // 2), jnp.float32) for rope in _distinct_ropes(spec)
+    ]
+    vectors = {name: jnp.asarray(value) for name, value in _read_vectors(reader, spec).items()}
+    ropes: Any = tuple((table, table) for table in tables)
+    return Parameters(weights, vectors, ropes, places)

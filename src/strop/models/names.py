@@ -1,4 +1,4 @@
-"""Checkpoint tensor name <-> parameter path, per family, as data. `{i}` stands for the layer, `{e}` for the expert."""
+"""Checkpoint tensor name <-> parameter path, per family, as data. `{i}` is the layer, `{e}` the expert or head."""
 
 import re
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ class NameMap:
     """
 
     names: Mapping[str, str]
-    """Parameter path -> tensor name, both with `{i}` for the layer and `{e}` for the expert.
+    """Parameter path -> tensor name, both with `{i}` for the layer and `{e}` for the expert or head.
 
-    The last part of a stem may have alternatives: `layers.{i}.old|new.weight`."""
+    A part of a name may have alternatives: `layers.{i}.old|new.weight`."""
     ignored: tuple[str, ...] = ()
     """Ends of names, as regular expressions, of tensors that carry nothing the spec does not say already."""
     prefix: str = ""
@@ -33,7 +33,8 @@ class NameMap:
     def tensor_name(self, path: str) -> str:
         """The checkpoint's name for a parameter path."""
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", path)
-        pattern = self.names[re.sub(r"experts\.\d+", "experts.{e}", re.sub(r"layers\.\d+", "layers.{i}", path))]
+        numbered = re.sub(r"(experts|heads)\.\d+", r"\1.{e}", re.sub(r"layers\.\d+", "layers.{i}", path))
+        pattern = self.names[numbered]
         for letter, number in zip(("{i}", "{e}"), numbers, strict=False):
             pattern = pattern.replace(letter, number)
         return pattern
@@ -54,6 +55,15 @@ class NameMap:
         }
         return replace(self, names={**self.names, **_with_biases(paths)})
 
+    def with_alternatives(self, endings: Mapping[str, str]) -> "NameMap":
+        """The same with ends of names that stand for several."""
+        names = dict(self.names)
+        for path, name in names.items():
+            for ending, alternatives in endings.items():
+                if name.endswith(ending):
+                    names[path] = name.removesuffix(ending) + alternatives
+        return replace(self, names=names)
+
     def with_adjacent_pairs(self) -> "NameMap":
         """The same of checkpoints whose rotated pairs are adjacent."""
         return replace(self, adjacent_rotary_pairs=True)
@@ -63,12 +73,12 @@ class NameMap:
         bare = not any(name.startswith(self.prefix) for name in tensor_names)
 
         def choose(pattern: str) -> str:
-            if "|" in pattern:
-                start, _, last = pattern.rpartition(".")
-                stem, _, choices = start.rpartition(".")
-                found = [f"{stem}.{choice}.{last}" for choice in choices.split("|")]
-                pattern = next((name for name in found if name.replace("{i}", "0") in tensor_names), found[-1])
-            return pattern.removeprefix(self.prefix) if bare else pattern
+            pattern = pattern.removeprefix(self.prefix) if bare else pattern
+            if "|" not in pattern:
+                return pattern
+            before, choices, after = re.split(r"([^.]*\|[^.]*)", pattern)
+            names = [before + choice + after for choice in choices.split("|")]
+            return next((name for name in names if name.replace("{i}", "0") in tensor_names), names[-1])
 
         return replace(self, names={path: choose(name) for path, name in self.names.items()})
 
@@ -146,6 +156,8 @@ GGUF_NAMES = name_map(
         "v": "attn_v",
         "q_norm": "attn_q_norm",
         "k_norm": "attn_k_norm",
+        "heads.{e}.q_norm": "attn_q_norm",
+        "heads.{e}.k_norm": "attn_k_norm",
         "sinks": "attn_sinks.weight",
         "o": "attn_output",
         "attention_out_norm": "post_attention_norm",

@@ -31,10 +31,12 @@ def _exact_format(value: GroupQuantized) -> str | None:
         return None
     if any(dtype != (np.uint8 if has_offset else np.int8) for dtype in integers):
         return None
-    bits = next(bits for bits in (4, 5, 8) if value.bits <= bits)
+    has_zeros = isinstance(value.zero, np.ndarray)
+    wanted = 0 if has_zeros else value.zero, has_offset or has_zeros, has_zeros, bool(integers)
     for name, packed in PACKED_FORMATS.items():
-        wanted = packed.bits, packed.zero, packed.has_offset, packed.two_level
-        if wanted == (bits, value.zero, has_offset, bool(integers)):
+        if value.bits <= packed.bits and wanted == (
+            packed.zero, packed.has_offset, packed.has_zeros, packed.two_level,
+        ):  # fmt: skip
             return name
     return None
 
@@ -50,10 +52,15 @@ def _holds(name: str, other: str) -> bool:
     outer, inner = PACKED_FORMATS[name], PACKED_FORMATS[other]
     if not (outer.quantized and inner.quantized) or outer.two_level != inner.two_level or outer.bits < inner.bits:
         return False
-    # A zero moves to 128, or into the offset: it is a power of two.
-    return (outer.zero, outer.has_offset) == (inner.zero, inner.has_offset) or (
-        not outer.two_level and (name == "q8_offset" or (name == "q8" and not inner.has_offset))
-    )
+    if replace(outer, code=0, bits=8) == replace(inner, code=0, bits=8):
+        return True
+    if outer.two_level:
+        return False
+    if name == "q8":  # codes move until 128 stands for 0
+        return not inner.has_offset or (inner.has_zeros and inner.bits < 8)
+    if outer.has_zeros:
+        return inner.has_zeros or not inner.has_offset
+    return name == "q8_offset" and not inner.has_zeros  # a zero for all is a power of two: it moves into the offset
 
 
 def convert(value: TensorValue, format_name: str) -> tuple[TensorValue, RoundingError | None]:
@@ -69,13 +76,18 @@ def convert(value: TensorValue, format_name: str) -> tuple[TensorValue, Rounding
     error = None
     if _exact_format(value) is None:
         value, error = to_eight_bit_groups(value)
+    packed = PACKED_FORMATS[format_name]
+    if packed.has_zeros:
+        rows, columns = value.shape
+        zero = np.broadcast_to(np.asarray(value.zero, np.uint8), (rows, columns // GROUP_LEN))
+        return replace(value, zero=zero, bits=packed.bits), error
     if format_name == "q8":
-        return GroupQuantized(value.codes + np.uint8(128 - value.zero), value.scale, None, 128, 8), error
+        return value.with_zero_128(), error
     if value.offset is None:
         assert isinstance(value.scale, np.ndarray)
         offset = (value.scale.astype(np.float32) * -value.zero).astype(np.float16)
         return GroupQuantized(value.codes, value.scale, offset, 0, 8), error
-    return replace(value, bits=PACKED_FORMATS[format_name].bits), error
+    return replace(value, bits=packed.bits), error
 
 
 def packed_bytes(format_name: str, num_rows: int, k_len: int) -> int:
@@ -111,8 +123,10 @@ def _join_rows(parts: Sequence[TensorValue]) -> TensorValue:
         return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
     quantized = [part for part in parts if isinstance(part, GroupQuantized)]
     offsets = [part.offset for part in quantized if part.offset is not None]
+    zeros = [part.zero for part in quantized if isinstance(part.zero, np.ndarray)]
     return replace(
         max(quantized, key=lambda part: part.bits),
+        zero=np.concatenate(zeros) if zeros else quantized[0].zero,
         codes=np.concatenate([part.codes for part in quantized]),
         scale=_join_scales([part.scale for part in quantized]),
         offset=_join_scales(offsets) if offsets else None,
@@ -140,17 +154,17 @@ def _pack_tiles(part: TensorValue, format_name: str, tiles: np.ndarray) -> None:
             _pack_quantized(part.take_rows(some), packed.bits, into)
 
 
-def _pad_rows(array: np.ndarray, num_rows: int, fill: int = 0) -> np.ndarray:
+def _pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     if array.shape[0] == num_rows:
         return array
-    padded = np.full((num_rows, *array.shape[1:]), fill, array.dtype)
+    padded = np.zeros((num_rows, *array.shape[1:]), array.dtype)
     padded[: array.shape[0]] = array
     return padded
 
 
 def _pack_quantized(part: GroupQuantized, bits: int, tiles: np.ndarray) -> None:
     num_tiles, groups = len(tiles), part.shape[1] // GROUP_LEN
-    codes = _pad_rows(part.codes, num_tiles * TILE_COLUMNS, part.zero)
+    codes = _pad_rows(part.codes, num_tiles * TILE_COLUMNS)  # whose scales are 0
     codes = codes.reshape(num_tiles, TILE_COLUMNS, groups, 8, 4).transpose(0, 2, 3, 1, 4)
     at = groups * bits * 64
     by_group = tiles[:, :at].reshape(num_tiles, groups, bits * 64)
@@ -170,6 +184,9 @@ def _pack_quantized(part: GroupQuantized, bits: int, tiles: np.ndarray) -> None:
 
 def _scale_arrays(part: GroupQuantized) -> list[np.ndarray]:
     """In the order of a tile."""
+    if isinstance(part.zero, np.ndarray):
+        assert isinstance(part.scale, np.ndarray)
+        return [part.scale, -part.zero.astype(np.float16)]
     scales = [scale for scale in (part.scale, part.offset) if scale is not None]
     two_level = [scale for scale in scales if isinstance(scale, TwoLevelScale)]
     one_level = [scale for scale in scales if isinstance(scale, np.ndarray)]

@@ -67,9 +67,18 @@ def _layer(layer: LayerSpec, model_sizes: dict[str, int]) -> dict[str, ParamInfo
     if attention.qkv_bias:
         axes |= {"q_bias": ("N*H",), "k_bias": ("K*H",), "v_bias": ("K*H",)}
     if qk_norm := attention.qk_norm:
-        by_head = qk_norm.over == "head"
-        axes |= _norm("q_norm", qk_norm.norm, "H" if by_head else "N*H")
-        axes |= _norm("k_norm", qk_norm.norm, "H" if by_head else "K*H")
+        for role, num_heads, joined in (
+            ("q_norm", attention.num_heads, "N*H"),
+            ("k_norm", attention.num_kv_heads, "K*H"),
+        ):
+            match qk_norm.over:
+                case "head":
+                    axes |= _norm(role, qk_norm.norm, "H")
+                case "each_head":
+                    for head in range(num_heads):
+                        axes |= _norm(f"heads.{head}.{role}", qk_norm.norm, "H")
+                case "all_heads":
+                    axes |= _norm(role, qk_norm.norm, joined)
     if attention.sinks:
         axes["sinks"] = ("N",)
     axes["o"] = ("D", "N*H")

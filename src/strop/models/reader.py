@@ -11,7 +11,7 @@ from strop.core.errors import FormatError, UnsupportedError
 from strop.formats.artifact import ArtifactCheckpoint
 from strop.formats.checkpoint import AnyCheckpoint
 from strop.formats.gguf import GGUFCheckpoint
-from strop.formats.hf import HFCheckpoint
+from strop.formats.hf import READABLE_FORMATS, HFCheckpoint
 from strop.formats.values import DENSE_DTYPES, GroupQuantized, TensorValue, dense
 from strop.models.from_gguf import ROPE_FACTORS, family_from_gguf, spec_from_gguf
 from strop.models.from_hf import family_from_hf, spec_from_hf
@@ -86,6 +86,8 @@ class ParameterReader:
         if self.spec.tied_embeddings and self._names is not None and self._names.names["head"] in unexpected:
             self._check_tied_head(self._names.names["head"])
             unexpected.remove(self._names.names["head"])
+        if isinstance(self.checkpoint, HFCheckpoint):
+            unexpected = [name for name in unexpected if not self.checkpoint.is_empty_bias(name)]
         if unexpected:
             raise UnsupportedError(
                 f"{self.checkpoint.path}: tensors that a model with this config does not have: {', '.join(unexpected)};"
@@ -115,7 +117,7 @@ class ParameterReader:
                     f"{self.checkpoint.path}: the tensor {name!r} has shape {info.shape}, expected {expected}"
                     f" ({axes}{parts}); the file is damaged or its config belongs to another model"
                 )
-            if isinstance(self.checkpoint, HFCheckpoint) and info.format not in DENSE_DTYPES:
+            if isinstance(self.checkpoint, HFCheckpoint) and info.format not in READABLE_FORMATS:
                 raise UnsupportedError(
                     f"{self.checkpoint.path}: the tensor {name!r} has dtype {info.format}; supported are"
                     f" {', '.join(DENSE_DTYPES)}: use an unquantised checkpoint, or a GGUF file"

@@ -25,6 +25,7 @@ def rope(
         theta_key: where older configs keep this rope's theta.
         is_scaled: whether `rope_scaling` of older configs applies to it.
     """
+    config.get("original_max_position_embeddings")  # may be there without a scaling
     scaling = _scaling(config, layer_type, is_scaled)
     theta = _agreed(config, theta_key, scaling, "rope_theta", 10000.0)
     partial = _agreed(config, "partial_rotary_factor", scaling, "partial_rotary_factor", 1.0)

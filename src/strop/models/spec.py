@@ -44,8 +44,8 @@ class QkNorm:
     """Normalises queries and keys before they are rotated."""
 
     norm: Norm
-    over: Literal["head", "all_heads"]
-    """Each head by itself, with one weight [H] for all heads, or all heads of a token together."""
+    over: Literal["head", "each_head", "all_heads"]
+    """Each head by itself, with one weight [H] for all heads or a weight for each; or all heads of a token together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Attention:
     soft_cap: float | None = None
     """Scores s become soft_cap * tanh(s / soft_cap)."""
     alibi_scale: float | None = None
-    """A bias on the scores that falls with distance, with this factor of the slope of each head (Press et al. 2022)."""
+    """Factor of a bias on the scores that falls with distance, a slope per head (Press et al. 2022); None: no bias."""
     sinks: bool = False
     """A learned score per head that takes its share of the softmax and gives nothing."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 _TARGET = "strop_program"
-_KINDS = ("linear", "embed", "attention", "sample", "greedy")  # as native/ffi/program.cpp numbers them
+_KINDS = ("linear", "embed", "attention", "sample", "greedy", "norm")  # as native/ffi/program.cpp numbers them
 _TYPES = tuple(np.dtype(name) for name in ("float32", "int32", "uint32", jax.numpy.bfloat16, "uint8"))
 _ALIGN = 64
 _DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info

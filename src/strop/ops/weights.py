@@ -21,6 +21,8 @@ class PackedFormat:
     has_offset: bool = False
     two_level: bool = False
     """Scales are a half per 256 weights times an integer per group."""
+    has_zeros: bool = False
+    """The offset is of the codes: minus a zero per group."""
     in_pairs: bool = False
     """Neighbours in K lie together."""
 
@@ -48,15 +50,17 @@ PACKED_FORMATS = {
     "q4": PackedFormat(0, 4, zero=8),
     "q4_offset": PackedFormat(1, 4, has_offset=True),
     "q4_two_level": PackedFormat(2, 4, has_offset=True, two_level=True),
-    "q5": PackedFormat(3, 5, zero=16),
-    "q5_offset": PackedFormat(4, 5, has_offset=True),
-    "q5_two_level": PackedFormat(5, 5, has_offset=True, two_level=True),
-    "q8": PackedFormat(6, 8, zero=128),
-    "q8_offset": PackedFormat(7, 8, has_offset=True),
-    "q8_two_level": PackedFormat(8, 8, zero=128, two_level=True),
-    "bf16": PackedFormat(9, 16, in_pairs=True),
-    "f16": PackedFormat(10, 16),
-    "f32": PackedFormat(11, 32),
+    "q4_zeros": PackedFormat(3, 4, has_offset=True, has_zeros=True),
+    "q5": PackedFormat(4, 5, zero=16),
+    "q5_offset": PackedFormat(5, 5, has_offset=True),
+    "q5_two_level": PackedFormat(6, 5, has_offset=True, two_level=True),
+    "q8": PackedFormat(7, 8, zero=128),
+    "q8_offset": PackedFormat(8, 8, has_offset=True),
+    "q8_two_level": PackedFormat(9, 8, zero=128, two_level=True),
+    "q8_zeros": PackedFormat(10, 8, has_offset=True, has_zeros=True),
+    "bf16": PackedFormat(11, 16, in_pairs=True),
+    "f16": PackedFormat(12, 16),
+    "f32": PackedFormat(13, 32),
 }
 
 

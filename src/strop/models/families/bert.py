@@ -24,30 +24,33 @@ def spec(config: Config) -> ModelSpec:
 
 
 _SELF = "attention.self."
+_NAMES = name_map(
+    prefix="bert.",
+    embed="embeddings.word_embeddings",
+    others={
+        "positions": "embeddings.position_embeddings",
+        "token_types": "embeddings.token_type_embeddings",
+        "embedding_norm": "embeddings.LayerNorm",
+    },
+    layer="encoder.layer.{i}",
+    layers={
+        "q": _SELF + "query",
+        "k": _SELF + "key",
+        "v": _SELF + "value",
+        "o": "attention.output.dense",
+        "attention_out_norm": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "mlp_out_norm": "output.LayerNorm",
+    },
+    ignored=(r"position_ids", r"pooler\.dense\.(weight|bias)", r"cls\..*"),
+)
 FAMILY = Family(
     model_type="bert",
     architectures=("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "BertForPreTraining"),
     spec=spec,
-    names=name_map(
-        prefix="bert.",
-        embed="embeddings.word_embeddings",
-        others={
-            "positions": "embeddings.position_embeddings",
-            "token_types": "embeddings.token_type_embeddings",
-            "embedding_norm": "embeddings.LayerNorm",
-        },
-        layer="encoder.layer.{i}",
-        layers={
-            "q": _SELF + "query",
-            "k": _SELF + "key",
-            "v": _SELF + "value",
-            "o": "attention.output.dense",
-            "attention_out_norm": "attention.output.LayerNorm",
-            "up": "intermediate.dense",
-            "down": "output.dense",
-            "mlp_out_norm": "output.LayerNorm",
-        },
-        ignored=(r"position_ids", r"pooler\.dense\.(weight|bias)", r"cls\..*"),
+    names=_NAMES.with_alternatives(
+        {"LayerNorm.weight": "LayerNorm.weight|gamma", "LayerNorm.bias": "LayerNorm.bias|beta"}
     ),
     defaults={
         "max_position_embeddings": 512,

@@ -17,7 +17,8 @@ def spec(config: Config) -> ModelSpec:
         "num_kv_heads": 1 if config.flag("multi_query", True) and not is_new and not config.is_gguf else many,
         "alibi_scale": config.head_dim**-0.5 if alibi else None,
     }
-    attention = config.attention(None if alibi else rope(config), qkv_bias=bias, out_bias=bias, **heads)
+    position = rope(config)
+    attention = config.attention(None if alibi else position, qkv_bias=bias, out_bias=bias, **heads)
     mlp = config.mlp(4 * config.model_dim, gated=False, bias=bias)
     parallel = config.flag("parallel_attn", True) or is_new
     two_norms = not parallel or (is_new and config.integer("num_ln_in_parallel_attn", 2) == 2)

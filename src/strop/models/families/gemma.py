@@ -1,5 +1,7 @@
 """Gemma 1 (Gemma Team 2024): a scaled embedding, norms that store weight - 1, wide heads."""
 
+from dataclasses import replace
+
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
 from strop.models.names import GGUF_NAMES, LLAMA_NAMES
@@ -12,7 +14,9 @@ def spec(config: Config) -> ModelSpec:
     config.require("use_bidirectional_attention", None, False)
     bias, norm = config.flag("attention_bias", False), gemma_norm(config)
     attention = config.attention(rope(config), qkv_bias=bias, out_bias=bias)
-    layer = LayerSpec(attention, config.mlp(), norm, norm)
+    # The first configs say gelu and meant its approximation.
+    config.require("hidden_act", "gelu", "gelu_pytorch_tanh", None)
+    layer = LayerSpec(attention, replace(config.mlp(), activation="gelu_tanh"), norm, norm)
     return config.model([layer] * config.num_layers, norm, embedding_scale=config.model_dim**0.5)
 
 
@@ -31,8 +35,6 @@ FAMILY = Family(
         "head_dim": 256,
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
-        # The first configs say gelu in hidden_act, and what was meant in hidden_activation.
-        "hidden_act": "gelu_pytorch_tanh",
     },
     config_names={"hidden_act": ("hidden_activation", "hidden_act")},
     ignored="hidden_act",

@@ -52,6 +52,6 @@ FAMILY = Family(
         "hidden_act": "hidden_activation",
         "sliding_window_pattern": ("sliding_window_pattern", "_sliding_window_pattern"),
     },
-    ignored="hidden_act cache_implementation",
+    ignored="hidden_act cache_implementation _sliding_window_pattern",
     gguf=Gguf("gemma3", GGUF_NAMES, {"query_pre_attn_scalar": None}),
 )

@@ -15,6 +15,7 @@ _IMPLEMENTATIONS = (
     Implementation("reference", ("xla",), reference.attention),
 )
 
+QkNormOver = Literal["head", "each_head", "all_heads"]
 Cache = TypeVar("Cache", bound=jax.Array | None)
 """The cache array, or None where there is none: what goes in comes back."""
 
@@ -47,8 +48,9 @@ class AttentionCall:
     scale: float
     soft_cap: float | None = None
     alibi_scale: float | None = None
+    window_len: int | None = None
     sinks: bool = False
-    qk_norm: Literal["head", "all_heads"] | None = None
+    qk_norm: QkNormOver | None = None
 
 
 class AttentionOperands(NamedTuple):
@@ -57,9 +59,10 @@ class AttentionOperands(NamedTuple):
     rope: tuple[jax.Array, jax.Array] | None = None
     """cos and sin tables [positions, rotary_dim / 2]."""
     qk_norm: tuple[Norm, Norm] | None = None
-    """For queries and keys, before the rotation: of each head [H], or of all heads together [N H], [K H]."""
+    """For queries and keys, before the rotation: of each head by one weight [H] or by its own [N, H] and [K, H], or of
+    all heads together, [N H] and [K H]."""
     sinks: jax.Array | None = None
-    """float32 [N]: a score per head that only takes its share of the softmax."""
+    """float32 [L, N]: a score per head that only takes its share of the softmax; `layer` picks the row."""
 
 
 def attention(
@@ -77,6 +80,7 @@ def attention(
     platform: Platform,
     soft_cap: float | None = None,
     alibi_scale: float | None = None,
+    window_len: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Attention output float32 [T, N H] and the cache with this layer's new keys and values.
 
@@ -84,15 +88,17 @@ def attention(
         qkv: float32 [T, (N + 2 K) H], queries, keys and values before norms and rotation.
         cache: see `new_cache`, donated; None attends within the rows alone (training, scoring).
         soft_cap: scores s become soft_cap * tanh(s / soft_cap).
-        alibi_scale: adds alibi_scale * slope * (key's slot - query's slot) to a score; `alibi_slopes` gives the slopes.
+        alibi_scale: adds alibi_scale * slope * (key's slot - query's slot) to a score; see reference.alibi_slopes.
+        window_len: a row sees at most so many slots, its own the last.
 
     Softmax and sums accumulate in float32. The native kernel rounds queries, keys, values and unnormalised
     probabilities to bf16 and sums in a fixed order; the reference rounds only to the cache's dtype.
     """
     rotary_dim = 0 if operands.rope is None else 2 * int(operands.rope[0].shape[1])
-    over: Literal["head", "all_heads"] | None = None
+    over: QkNormOver | None = None
     if operands.qk_norm is not None:
-        over = "head" if operands.qk_norm[0].weight.shape[-1] == head_dim else "all_heads"
+        weight = operands.qk_norm[0].weight
+        over = "each_head" if weight.ndim == 3 else "head" if weight.shape[-1] == head_dim else "all_heads"
     call = AttentionCall(
         qkv.shape[0],
         num_heads,
@@ -103,6 +109,7 @@ def attention(
         scale,
         soft_cap,
         alibi_scale,
+        window_len,
         operands.sinks is not None,
         over,
     )

@@ -5,16 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from strop.ops.norm.cpu import norm_operands
 from strop.ops.program import call_native
 
 BLOCK_LEN = 32
 
 
 def declines(call: Any) -> str | None:
-    """Serves what `declines_shape` does not name, plain scores only."""
-    for name in ("soft_cap", "alibi_scale", "sinks", "qk_norm"):
-        if getattr(call, name):
-            return f"{name} has no kernel"
+    """Serves what `declines_shape` does not name, and no norm with a weight for each head."""
+    if call.qk_norm == "each_head":
+        return "a norm with a weight for each head has no kernel"
     return declines_shape(call.head_dim, call.block_len)
 
 
@@ -32,14 +32,18 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention."""
     assert cache is not None, "the native kernel attends through a cache"
+    sinks = () if operands.sinks is None else (operands.sinks,)
+    (q_arrays, q_attrs), (k_arrays, k_attrs) = map(norm_operands, operands.qk_norm or (None, None))
     attended, cache = call_native(
         "attention",
-        [qkv, cache, rows.fields, rows.block_tables, rows.counts, *(operands.rope or ())],
+        [qkv, cache, rows.fields, rows.block_tables, rows.counts, *(operands.rope or ()), *sinks, *q_arrays, *k_arrays],
         [
             jax.ShapeDtypeStruct((call.num_rows, call.num_heads * call.head_dim), jnp.float32),
             jax.ShapeDtypeStruct(cache.shape, cache.dtype),
         ],
         layer, call.num_heads, call.num_kv_heads, call.head_dim, call.rotary_dim, float(call.scale),
+        float(call.soft_cap or 0.0), float(call.alibi_scale or 0.0), call.window_len or 0, bool(sinks),
+        *q_attrs, *k_attrs,
         aliases={1: 1},
     )  # fmt: skip
     return attended, cache

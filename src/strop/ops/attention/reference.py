@@ -15,6 +15,9 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """See strop.ops.attention.attention. Cache: [L, 2, P, block_len, K, H], any float dtype."""
     _, position, slot, lo, hi, seq = rows.fields
+    if call.window_len is not None:
+        lo = jnp.maximum(lo, slot + 1 - call.window_len)
+    sinks = None if operands.sinks is None else operands.sinks[layer]
     num_rows, num_heads, num_kv_heads, head_dim = call.num_rows, call.num_heads, call.num_kv_heads, call.head_dim
     heads = qkv.reshape(num_rows, num_heads + 2 * num_kv_heads, head_dim)
     q, k, v = jnp.split(heads, (num_heads, num_heads + num_kv_heads), axis=1)
@@ -25,7 +28,7 @@ def attention(
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if cache is None:
         visible = (seq[:, None] == seq[None, :]) & (lo[:, None] <= slot[None, :]) & (slot[None, :] < hi[:, None])
-        return _attend(q, k, v, slot, slot, visible, operands.sinks, call).reshape(num_rows, -1), None
+        return _attend(q, k, v, slot, slot, visible, sinks, call).reshape(num_rows, -1), None
 
     block = rows.block_tables[seq, slot // call.block_len]
     # Padding rows write outside the array, which scatter drops.
@@ -40,7 +43,7 @@ def attention(
         slots = jnp.arange(keys.shape[0])
         visible = (lo_row <= slots) & (slots < hi_row)
         values = jnp.where(visible[:, None, None], values, 0.0)  # what lies past the end may be anything
-        return _attend(q_row[None], keys, values, slot_row[None], slots, visible[None], operands.sinks, call)[0]
+        return _attend(q_row[None], keys, values, slot_row[None], slots, visible[None], sinks, call)[0]
 
     out = jax.lax.map(one_row, (q, slot, lo, hi, seq), batch_size=min(num_rows, ROWS_AT_ONCE))
     return out.reshape(num_rows, -1), cache
@@ -48,7 +51,7 @@ def attention(
 
 def _normalise(norm: Any, heads: jax.Array, call: Any) -> jax.Array:
     """heads [T, N, H], each or all of them together."""
-    shape = heads.shape if call.qk_norm == "head" else (heads.shape[0], -1)
+    shape = heads.shape if call.qk_norm != "all_heads" else (heads.shape[0], -1)
     return norm(heads.reshape(shape)).reshape(heads.shape)
 
 

@@ -14,10 +14,21 @@ def declines(call: Any) -> str | None:
     return None if call.format in PACKED_FORMATS else f"format {call.format!r} is not packed"
 
 
-def embed(tokens: jax.Array, weight: Weight, counts: jax.Array) -> jax.Array:
+def embed(
+    tokens: jax.Array,
+    weight: Weight,
+    counts: jax.Array,
+    call: Any,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+) -> jax.Array:
     """See strop.ops.embed.embed."""
     packed = PACKED_FORMATS[weight.format]
     out = jax.ShapeDtypeStruct((tokens.shape[0], weight.shape[1]), jnp.float32)
-    operands = [tokens, weight.data, counts]
-    (y,) = call_native("embed", operands, [out], packed.code, packed.zero, weight.num_tiles)
+    (y,) = call_native(
+        "embed",
+        [tokens, weight.data, counts, *(array for array in (bias, residual) if array is not None)],
+        [out],
+        packed.code, packed.zero, weight.num_tiles, float(call.scale), bias is not None, residual is not None,
+    )  # fmt: skip
     return y

@@ -23,6 +23,8 @@ class ExpertsCall:
     num_experts: int
     num_active: int
     format: str
+    expert_bytes: int
+    """Of one expert's matrices."""
     normalise: bool
     activation: Activation
 
@@ -47,7 +49,7 @@ def experts(
         down: the same for [D, F].
         normalise: scale the chosen weights to sum to 1.
     """
-    weight, _ = gate_up
+    weight, matrix_out = gate_up[0], down[0]
     call = ExpertsCall(
         x.shape[0],
         x.shape[1],
@@ -55,6 +57,7 @@ def experts(
         scores.shape[1],
         num_active,
         weight.format,
+        weight.bytes_per_matrix + matrix_out.bytes_per_matrix,
         normalise,
         activation,
     )

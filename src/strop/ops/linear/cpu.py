@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from strop.ops.norm.cpu import norm_operands
 from strop.ops.program import call_native
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, AnyWeight, Weight
 
@@ -41,25 +42,19 @@ def _write_columns(
     operands: Any,
 ) -> jax.Array:  # fmt: skip
     """`y` with the columns of one weight written, in place; None: as yet nothing is."""
-    packed, norm = PACKED_FORMATS[weight.format], operands.norm
-    gates = 2 if call.gated else 1
-    optional = (
-        None if norm is None else norm.weight,
-        None if norm is None else norm.bias,
-        operands.bias,
-        operands.residual,
-        operands.row_ids,
-    )
+    packed, gates = PACKED_FORMATS[weight.format], 2 if call.gated else 1
+    norm_arrays, norm_attrs = norm_operands(operands.norm)
+    optional = (operands.bias, operands.residual, operands.row_ids)
+    given = [] if y is None else [y]
     (written,) = call_native(
         "linear",
-        [x, weight.data, counts, *(operand for operand in (y, *optional) if operand is not None)],
+        [x, weight.data, counts, *given, *norm_arrays, *(operand for operand in optional if operand is not None)],
         [jax.ShapeDtypeStruct((call.num_rows, call.n_len // gates), jnp.float32)],
         index, call.layer, packed.code, packed.zero, weight.num_tiles, call.count_index,
         weight.shape[0] // gates, first_column,
         *(operand is not None for operand in optional),
-        0 if norm is None else norm.row, ("rms", "layer").index(call.norm or "rms"),
         0 if call.activation is None else 1 + ACTIVATIONS.index(call.activation), call.gated,
-        0.0 if norm is None else float(norm.eps), float(call.scale), float(call.soft_cap or 0.0),
+        float(call.scale), float(call.soft_cap or 0.0), *norm_attrs,
         aliases=None if y is None else {3: 0},
     )  # fmt: skip
     return written
