@@ -380,8 +380,7 @@ void multiply(const Product& p, const uint8_t* weights) {
 void multiply_shipped(const Product& p, const uint8_t* weights) {
   strop::LinearArgs args{};
   args.x = p.x, args.y = p.y, args.weights = weights, args.layout = p.layout;
-  args.epilogue = strop::Epilogue::kNone;
-  args.num_rows = p.num_rows, args.num_columns = p.num_columns();
+  args.num_rows = p.num_rows, args.num_columns = p.num_columns(), args.y_stride = args.num_columns;
   strop::STROP_ISA::linear(args);
 }
 

@@ -68,6 +68,7 @@ ffi::Error Experts::decode(Operands& operands) {
   if (has_residual && !same(residual.dims, y.dims)) return invalid("experts: the residual's shape must be y's");
   gate_up.activation = Activation(activation), gate_up.gated = true;
   gate_up.x = x.data, gate_up.scale = 1.0f, down.scale = 1.0f, down.num_columns = int(model_dim);
+  gate_up.y_stride = gate_up.num_columns, down.y_stride = model_dim;
   args.scores = scores.data, args.residual = residual.data, args.y = y.data;
   return ffi::Error::Success();
 }

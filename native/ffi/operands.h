@@ -124,7 +124,7 @@ struct RowCount {
   bool read(int* value) const { return (*value = *count) >= 0 && *value <= limit; }
 };
 
-inline bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kQ8Zeros); }
+inline bool is_format(int value) { return value >= 0 && value <= int(WeightFormat::kF32); }
 inline bool is_activation(int value) { return value >= 0 && value <= int(Activation::kGeluSigmoid); }
 
 // A matrix of a stack of weights [L, bytes]; false when the bytes do not hold the layout's tiles.
@@ -132,7 +132,7 @@ inline bool matrix_bytes(const View<ffi::U8>& weights, int index, const WeightLa
   if (weights.dims.size() != 2 || index < 0 || index >= weights.dims[0]) return false;
   const size_t stride = weights.dims[1];
   if (layout.k_len <= 0 || layout.num_tiles <= 0 || layout.tile_bytes() * layout.num_tiles > stride) return false;
-  if (layout.quantised() && layout.k_len % kGroupLen != 0) return false;
+  if (layout.quantised() && layout.k_len % layout.group_len() != 0) return false;
   *data = weights.data + stride * index;
   return reinterpret_cast<uintptr_t>(*data) % 64 == 0;
 }

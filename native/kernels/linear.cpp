@@ -83,13 +83,54 @@ struct Stream {
   }
 };
 
+// The codes of one group, a slice of four k's at a time: slice and slice + 4.
+template <int kBits>
+STROP_INLINE void load_slices(const uint8_t* group, int slice, Bytes& low, Bytes& high) {
+  low = load_bytes(group + slice * 64);
+  if constexpr (kBits == 8) {
+    high = load_bytes(group + (slice + 4) * 64);
+  } else {
+    high = high_nibbles(low), low = low_nibbles(low);
+  }
+  if constexpr (kBits == 5) {
+    low = with_fifth_bits(low, group + 256 + slice * 8);
+    high = with_fifth_bits(high, group + 256 + (slice + 4) * 8);
+  }
+}
+
+// The scales of a tile, and its offsets.
+template <WeightFormat kFormat>
+struct Scales {
+  static constexpr Coding kCoding = coding_of(kFormat);
+  const uint8_t* begin;
+  size_t num_groups;
+
+  STROP_INLINE Floats scale(size_t g) const { return at(g, 0); }
+  STROP_INLINE Floats offset(size_t g) const {
+    if constexpr (kCoding.has_zeros) return mul(at(g, 1), scale(g));
+    return at(g, 1);
+  }
+
+ private:
+  STROP_INLINE Floats at(size_t g, size_t part) const {
+    if constexpr (!kCoding.two_level)
+      return load_half(reinterpret_cast<const uint16_t*>(begin + (part * num_groups + g) * 32));
+    constexpr size_t kGroups = kSuperLen / kGroupLen, kParts = kCoding.has_offset ? 2 : 1;
+    const uint8_t* super = begin + kParts * num_groups * 16 + (part * num_groups + g) / kGroups * 32;
+    // Exact: 11 bits times 8.
+    return mul(load_half(reinterpret_cast<const uint16_t*>(super)),
+               load_int8<!kCoding.has_offset>(begin + (part * num_groups + g) * 16));
+  }
+};
+
 // kRows x (kTiles * 16) outputs of a quantised product, written to out [kRows][kTiles * 16].
-template <int kBits, bool kOffset, int kRows, int kTiles>
+template <WeightFormat kFormat, int kRows, int kTiles>
 void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0,
                     const uint8_t* ahead, float* out) {
   const int num_groups = layout.num_groups(), k_len = layout.k_len;
   const size_t tile_bytes = layout.tile_bytes(), codes_bytes = layout.codes_bytes();
-  constexpr int kGroupBytes = kBits == 4 ? 256 : 512;
+  constexpr int kBits = coding_of(kFormat).code_bits, kGroupBytes = kBits * 64;
+  constexpr bool kOffset = coding_of(kFormat).has_offset;
   // With few chains the latency of the integer product would show: keep even and odd slices apart (sums are exact).
   constexpr int kSplit = kRows * kTiles < 6 ? 2 : 1;
   Floats acc[kTiles][kRows];
@@ -113,35 +154,21 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
         dot[0][r] = kOffset ? zero_ints() : broadcast_int(zero_sum[size_t(r) * num_groups + g]);
         if (kSplit == 2) dot[kSplit - 1][r] = zero_ints();
       }
-      if constexpr (kBits == 4) {
 #pragma GCC unroll 4
-        for (int slice = 0; slice < 4; ++slice) {
-          const Bytes both = load_bytes(w + slice * 64);
-          const Bytes low = low_nibbles(both), high = high_nibbles(both);
+      for (int slice = 0; slice < 4; ++slice) {
+        Bytes low, high;
+        load_slices<kBits>(w, slice, low, high);
 #pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-            const int8_t* a = codes + size_t(r) * k_len + slice * 4;
-            dot[0][r] = dot_u8s8<4>(dot[0][r], low, a);
-            dot[kSplit - 1][r] = dot_u8s8<4>(dot[kSplit - 1][r], high, a + 16);
-          }
-        }
-      } else {
-#pragma GCC unroll 8
-        for (int slice = 0; slice < 8; ++slice) {
-          const Bytes bytes = load_bytes(w + slice * 64);
-#pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r)
-            dot[slice % kSplit][r] =
-                dot_u8s8<8>(dot[slice % kSplit][r], bytes, codes + size_t(r) * k_len + slice * 4);
+        for (int r = 0; r < kRows; ++r) {
+          const int8_t* a = codes + size_t(r) * k_len + slice * 4;
+          dot[0][r] = dot_u8s8<kBits>(dot[0][r], low, a);
+          dot[kSplit - 1][r] = dot_u8s8<kBits>(dot[kSplit - 1][r], high, a + 16);
         }
       }
-      const uint8_t* scales = tile + t * tile_bytes + codes_bytes + size_t(g) * 32;
-      const Floats w_scale = load_half(reinterpret_cast<const uint16_t*>(scales));
+      const Scales<kFormat> scales{tile + t * tile_bytes + codes_bytes, size_t(num_groups)};
+      const Floats w_scale = scales.scale(g);
       Floats w_offset;
-      if constexpr (kOffset) {
-        w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups) * 32));
-        if (layout.has_zeros()) w_offset = mul(w_offset, w_scale);
-      }
+      if constexpr (kOffset) w_offset = scales.offset(g);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const size_t at = size_t(r) * num_groups + g;
@@ -192,25 +219,28 @@ void float_tile(const WeightLayout& layout, const uint8_t* tile, const Activatio
 constexpr int kMinTileRows = 6;  // below that the vector kernel wins
 constexpr int kMaxTileRows = 16;
 
-// The 8-bit codes of one packed tile: itself, or the nibbles expanded into `expanded`.
+// The 8-bit codes of one packed tile: itself, or narrower ones expanded into `expanded`.
+template <int kBits>
 const uint8_t* expand_codes(const WeightLayout& layout, const uint8_t* tile, uint8_t* expanded) {
-  if (layout.codes_bytes() == size_t(layout.num_groups()) * 512) return tile;
+  if constexpr (kBits == 8) return tile;
   for (int g = 0; g < layout.num_groups(); ++g)
     for (int slice = 0; slice < 4; ++slice) {
-      const Bytes both = load_bytes(tile + size_t(g) * 256 + slice * 64);
-      store_bytes(expanded + size_t(g) * 512 + slice * 64, low_nibbles(both));
-      store_bytes(expanded + size_t(g) * 512 + (slice + 4) * 64, high_nibbles(both));
+      Bytes low, high;
+      load_slices<kBits>(tile + size_t(g) * kBits * 64, slice, low, high);
+      store_bytes(expanded + size_t(g) * 512 + slice * 64, low);
+      store_bytes(expanded + size_t(g) * 512 + (slice + 4) * 64, high);
     }
   return expanded;
 }
 
 // As quantised_tile, for one tile and up to 16 rows: the integer products come from AMX, the rest is the same.
-template <bool kOffset>
+template <WeightFormat kFormat>
 void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* codes8, const Activations& acts, int row0,
               int rows, float* out) {
   const int num_groups = layout.num_groups(), k_len = layout.k_len;
   const int8_t* codes = acts.codes + size_t(row0) * k_len;
-  const uint8_t* scales = tile + layout.codes_bytes();
+  constexpr bool kOffset = coding_of(kFormat).has_offset;
+  const Scales<kFormat> scales{tile + layout.codes_bytes(), size_t(num_groups)};
   alignas(64) int32_t sums[2][kMaxTileRows * 16];
   Floats acc[kMaxTileRows];
   for (Floats& a : acc) a = zero_floats();
@@ -222,12 +252,9 @@ void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* co
       if (g % 2) tile_product<0>(left, k_len, right, sums[0]);
       else tile_product<1>(left, k_len, right, sums[1]);
     }
-    const Floats w_scale = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(g) * 32));
+    const Floats w_scale = scales.scale(g);
     Floats w_offset;
-    if constexpr (kOffset) {
-      w_offset = load_half(reinterpret_cast<const uint16_t*>(scales + size_t(num_groups + g) * 32));
-      if (layout.has_zeros()) w_offset = mul(w_offset, w_scale);
-    }
+    if constexpr (kOffset) w_offset = scales.offset(g);
 #pragma GCC unroll 16
     for (int r = 0; r < kMaxTileRows; ++r) {
       if (r >= rows) break;
@@ -247,12 +274,17 @@ using TileFn = void (*)(const WeightLayout&, const uint8_t*, const Activations&,
 template <int kRows, int kTiles>
 TileFn tile_function(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kQ4: return quantised_tile<4, false, kRows, kTiles>;
-    case WeightFormat::kQ4Offset:
-    case WeightFormat::kQ4Zeros: return quantised_tile<4, true, kRows, kTiles>;
-    case WeightFormat::kQ8: return quantised_tile<8, false, kRows, kTiles>;
-    case WeightFormat::kQ8Offset:
-    case WeightFormat::kQ8Zeros: return quantised_tile<8, true, kRows, kTiles>;
+    case WeightFormat::kQ4: return quantised_tile<WeightFormat::kQ4, kRows, kTiles>;
+    case WeightFormat::kQ4Offset: return quantised_tile<WeightFormat::kQ4Offset, kRows, kTiles>;
+    case WeightFormat::kQ4TwoLevel: return quantised_tile<WeightFormat::kQ4TwoLevel, kRows, kTiles>;
+    case WeightFormat::kQ4Zeros: return quantised_tile<WeightFormat::kQ4Zeros, kRows, kTiles>;
+    case WeightFormat::kQ5: return quantised_tile<WeightFormat::kQ5, kRows, kTiles>;
+    case WeightFormat::kQ5Offset: return quantised_tile<WeightFormat::kQ5Offset, kRows, kTiles>;
+    case WeightFormat::kQ5TwoLevel: return quantised_tile<WeightFormat::kQ5TwoLevel, kRows, kTiles>;
+    case WeightFormat::kQ8: return quantised_tile<WeightFormat::kQ8, kRows, kTiles>;
+    case WeightFormat::kQ8Offset: return quantised_tile<WeightFormat::kQ8Offset, kRows, kTiles>;
+    case WeightFormat::kQ8TwoLevel: return quantised_tile<WeightFormat::kQ8TwoLevel, kRows, kTiles>;
+    case WeightFormat::kQ8Zeros: return quantised_tile<WeightFormat::kQ8Zeros, kRows, kTiles>;
     case WeightFormat::kBf16: return float_tile<WeightFormat::kBf16, kRows, kTiles>;
     case WeightFormat::kF16: return float_tile<WeightFormat::kF16, kRows, kTiles>;
     case WeightFormat::kF32: return float_tile<WeightFormat::kF32, kRows, kTiles>;
@@ -326,9 +358,9 @@ void finish(const LinearArgs& args, int row, int column, Floats value) {
   if (args.y_row_ids) row = args.y_row_ids[row];
   if (scale != 1.0f) value = mul(value, broadcast(scale));
   if (args.soft_cap > 0.0f) value = soft_cap(value, args.soft_cap);
-  float* y = args.y + size_t(row) * args.num_columns + column;
+  float* y = args.y + row * args.y_stride + column;
   const int width = std::min(16, args.num_columns - column);
-  const float* residual = args.residual ? args.residual + size_t(row) * args.num_columns + column : nullptr;
+  const float* residual = args.residual ? args.residual + row * args.y_stride + column : nullptr;
   if (width == 16) {
     store(y, residual ? add(load(residual), value) : value);
     return;
@@ -361,6 +393,7 @@ void finish_block(const LinearArgs& args, int tile, int tiles, int row, int rows
 }
 
 #if defined(STROP_AMX)
+template <WeightFormat kFormat>
 void run_tiles_amx(const LinearArgs& args, const Activations& acts, int begin, int end, int row_begin, int row_end) {
   const WeightLayout& layout = args.layout;
   const int num_blocks = (row_end - row_begin + kMaxTileRows - 1) / kMaxTileRows;
@@ -374,18 +407,36 @@ void run_tiles_amx(const LinearArgs& args, const Activations& acts, int begin, i
     const uint8_t* codes[2];
     for (int t = 0; t < unit; ++t) {
       weights[t] = args.weights + size_t(tile + t) * layout.tile_bytes();
-      codes[t] = expand_codes(layout, weights[t], expanded + t * expanded_bytes);
+      codes[t] = expand_codes<coding_of(kFormat).code_bits>(layout, weights[t], expanded + t * expanded_bytes);
     }
     for (int block = 0, row = row_begin; block < num_blocks; ++block) {
       const int rows = (row_end - row + (num_blocks - block) - 1) / (num_blocks - block);
       if (rows != configured) begin_tiles(tile_config(configured = rows));
-      for (int t = 0; t < unit; ++t)
-        (layout.has_offset() ? amx_tile<true> : amx_tile<false>)(layout, weights[t], codes[t], acts, row, rows, out[t]);
+      for (int t = 0; t < unit; ++t) amx_tile<kFormat>(layout, weights[t], codes[t], acts, row, rows, out[t]);
       finish_block(args, tile, 1, row, rows, out[0], unit == 2 ? out[1] : nullptr);
       row += rows;
     }
   }
   end_tiles();
+}
+
+using AmxFn = void (*)(const LinearArgs&, const Activations&, int, int, int, int);
+
+AmxFn pick_amx(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kQ4: return run_tiles_amx<WeightFormat::kQ4>;
+    case WeightFormat::kQ4Offset: return run_tiles_amx<WeightFormat::kQ4Offset>;
+    case WeightFormat::kQ4TwoLevel: return run_tiles_amx<WeightFormat::kQ4TwoLevel>;
+    case WeightFormat::kQ4Zeros: return run_tiles_amx<WeightFormat::kQ4Zeros>;
+    case WeightFormat::kQ5: return run_tiles_amx<WeightFormat::kQ5>;
+    case WeightFormat::kQ5Offset: return run_tiles_amx<WeightFormat::kQ5Offset>;
+    case WeightFormat::kQ5TwoLevel: return run_tiles_amx<WeightFormat::kQ5TwoLevel>;
+    case WeightFormat::kQ8: return run_tiles_amx<WeightFormat::kQ8>;
+    case WeightFormat::kQ8Offset: return run_tiles_amx<WeightFormat::kQ8Offset>;
+    case WeightFormat::kQ8TwoLevel: return run_tiles_amx<WeightFormat::kQ8TwoLevel>;
+    case WeightFormat::kQ8Zeros: return run_tiles_amx<WeightFormat::kQ8Zeros>;
+    default: return nullptr;
+  }
 }
 #endif
 
@@ -397,7 +448,8 @@ void run_tiles(const LinearArgs& args, const Activations& acts, int begin, int e
                const Stream& stream) {
   const int num_rows = row_end - row_begin;
 #if defined(STROP_AMX)
-  if (args.layout.quantised() && num_rows >= kMinTileRows) return run_tiles_amx(args, acts, begin, end, row_begin, row_end);
+  if (args.layout.quantised() && num_rows >= kMinTileRows)
+    return pick_amx(args.layout.format)(args, acts, begin, end, row_begin, row_end);
 #endif
   const int num_blocks = (num_rows + kMaxRows - 1) / kMaxRows;
   const size_t tile_bytes = args.layout.tile_bytes();
@@ -496,6 +548,32 @@ Stream stream_of(const LinearArgs& args, const Division& division, const Pool& p
   return stream;
 }
 
+// One code of a tile.
+int code_at(const WeightLayout& layout, const uint8_t* tile, int k, int column) {
+  const int bits = coding_of(layout.format).code_bits, in = k % kGroupLen;
+  const uint8_t* group = tile + size_t(k / kGroupLen) * bits * 64;
+  if (bits == 8) return group[in / 4 * 64 + column * 4 + in % 4];
+  const uint8_t both = group[in % 16 / 4 * 64 + column * 4 + in % 4];
+  const int nibble = in < 16 ? both & 15 : both >> 4;
+  if (bits == 4) return nibble;
+  const int bit = column * 4 + in % 4;
+  return nibble | (group[256 + in / 4 * 8 + bit / 8] >> bit % 8 & 1) << 4;
+}
+
+// One scale of a tile (part 0), or offset (part 1).
+float scale_at(const WeightLayout& layout, const uint8_t* tile, int part, int group, int column) {
+  const Coding coding = coding_of(layout.format);
+  const uint8_t* begin = tile + layout.codes_bytes();
+  const size_t at = size_t(part) * layout.num_groups() + group;
+  const auto half_at = [&](const uint8_t* halves, size_t row) {
+    return half_to_float(reinterpret_cast<const uint16_t*>(halves)[row * 16 + column]);
+  };
+  if (!coding.two_level) return half_at(begin, at);
+  const uint8_t local = begin[at * 16 + column];
+  const uint8_t* super = begin + size_t(layout.num_groups()) * 16 * (coding.has_offset ? 2 : 1);
+  return half_at(super, at / (kSuperLen / kGroupLen)) * float(coding.has_offset ? int(local) : int(int8_t(local)));
+}
+
 }  // namespace
 
 void linear(const LinearArgs& args) {
@@ -534,24 +612,12 @@ void look_up(const EmbedArgs& args) {
       }
       continue;
     }
-    const bool four = layout.four_bit();
-    const auto* scales = reinterpret_cast<const uint16_t*>(tile + layout.codes_bytes());
+    const Coding coding = coding_of(layout.format);
     for (int k = 0; k < k_len; ++k) {
-      const int group = k / kGroupLen, in = k % kGroupLen;
-      int code;
-      if (four) {
-        const uint8_t both = tile[size_t(group) * 256 + in % 16 / 4 * 64 + column * 4 + in % 4];
-        code = in < 16 ? both & 15 : both >> 4;
-      } else {
-        code = tile[size_t(group) * 512 + in / 4 * 64 + column * 4 + in % 4];
-      }
-      const float scale = half_to_float(scales[group * 16 + column]);
-      float value = scale * float(code - layout.zero);
-      if (layout.has_offset()) {
-        const float offset = half_to_float(scales[(layout.num_groups() + group) * 16 + column]);
-        value += layout.has_zeros() ? scale * offset : offset;
-      }
-      y[k] = value;
+      const int group = k / kGroupLen;
+      const float scale = scale_at(layout, tile, 0, group, column);
+      y[k] = scale * float(code_at(layout, tile, k, column) - layout.zero);
+      if (coding.has_offset) y[k] += scale_at(layout, tile, 1, group, column) * (coding.has_zeros ? scale : 1.0f);
     }
   }
 }

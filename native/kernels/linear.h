@@ -8,47 +8,69 @@
 
 namespace strop {
 
+// Always inlined: no ISA may borrow another's code.
+#define STROP_INLINE __attribute__((always_inline)) inline
+
 // Packed weights are tiles of 16 output columns. A quantised tile holds, for G = K / 32 groups:
-//   codes   [G][4][16][4] bytes holding two 4-bit codes (low nibbles are k 0..15 of the group, high ones 16..31),
-//           or [G][8][16][4] 8-bit codes;
+//   codes   [G] of [4][16][4] bytes holding two 4-bit codes (low nibbles are k 0..15 of the group, high ones 16..31);
+//           of the same and then [8][16][4] bits, the fifth ones; or of [8][16][4] 8-bit codes;
 //   scale   [G][16] half; then, when the format has one, offset [G][16] half: added to the weights of a group, or
-//           (k..Zeros) to their codes: minus the code that stands for 0.
+//           (k..Zeros) to their codes: minus the code that stands for 0;
+//           or in two levels, for S = K / 256: [G][16] of 8 bits, the offset's [G][16] likewise, then [S][16] half and the
+//           offset's [S][16]. A scale is the product of both. With offsets the 8 bits have no sign, without they have.
 // A float tile holds [K/2][16][2] bf16, or [K][16] half or float. Tiles start at multiples of 64 bytes.
 enum class WeightFormat : int32_t {
-  kQ4 = 0, kQ4Offset = 1, kQ8 = 2, kQ8Offset = 3, kBf16 = 4, kF16 = 5, kF32 = 6, kQ4Zeros = 7, kQ8Zeros = 8
+  kQ4, kQ4Offset, kQ4TwoLevel, kQ4Zeros, kQ5, kQ5Offset, kQ5TwoLevel, kQ8, kQ8Offset, kQ8TwoLevel, kQ8Zeros,
+  kBf16, kF16, kF32
 };
+
+// What a quantised format is made of.
+struct Coding {
+  int code_bits;
+  bool has_offset;
+  bool two_level;
+  bool has_zeros;  // the offset is of the codes
+};
+
+STROP_INLINE constexpr Coding coding_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kQ4: return {4, false, false, false};
+    case WeightFormat::kQ4Offset: return {4, true, false, false};
+    case WeightFormat::kQ4TwoLevel: return {4, true, true, false};
+    case WeightFormat::kQ4Zeros: return {4, true, false, true};
+    case WeightFormat::kQ5: return {5, false, false, false};
+    case WeightFormat::kQ5Offset: return {5, true, false, false};
+    case WeightFormat::kQ5TwoLevel: return {5, true, true, false};
+    case WeightFormat::kQ8: return {8, false, false, false};
+    case WeightFormat::kQ8Offset: return {8, true, false, false};
+    case WeightFormat::kQ8TwoLevel: return {8, false, true, false};
+    case WeightFormat::kQ8Zeros: return {8, true, false, true};
+    default: return {};
+  }
+}
 
 enum class Activation : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kRelu = 4, kGeluSigmoid = 5 };
 
 constexpr int kTileColumns = 16;
 constexpr int kGroupLen = 32;
-
-// Always inlined: no ISA may borrow another's code.
-#define STROP_INLINE __attribute__((always_inline)) inline
+constexpr int kSuperLen = 256;  // weights that share one half of a scale in two levels
 
 struct WeightLayout {
   WeightFormat format;
-  int zero;  // subtracted from every code (8-bit formats 128 or 16, 4-bit 8 or 0)
+  int zero;  // subtracted from every code
   int k_len;
   int num_tiles;
 
-  STROP_INLINE bool four_bit() const {
-    return format == WeightFormat::kQ4 || format == WeightFormat::kQ4Offset || format == WeightFormat::kQ4Zeros;
-  }
-  STROP_INLINE bool quantised() const { return format <= WeightFormat::kQ8Offset || has_zeros(); }
-  STROP_INLINE bool has_zeros() const { return format >= WeightFormat::kQ4Zeros; }
-  STROP_INLINE bool has_offset() const {
-    return format == WeightFormat::kQ4Offset || format == WeightFormat::kQ8Offset || has_zeros();
-  }
+  STROP_INLINE bool quantised() const { return format <= WeightFormat::kQ8Zeros; }
   STROP_INLINE int num_groups() const { return k_len / kGroupLen; }
-  STROP_INLINE size_t codes_bytes() const {
-    const size_t group = four_bit() ? 256 : 512;
-    return group * num_groups();
-  }
+  STROP_INLINE int group_len() const { return coding_of(format).two_level ? kSuperLen : kGroupLen; }  // divides K
+  STROP_INLINE size_t codes_bytes() const { return size_t(coding_of(format).code_bits) * 64 * num_groups(); }
   STROP_INLINE size_t tile_bytes() const {
     size_t bytes;
     if (quantised()) {
-      bytes = codes_bytes() + size_t(num_groups()) * 32 * (has_offset() ? 2 : 1);
+      const Coding coding = coding_of(format);
+      const size_t scales = coding.two_level ? num_groups() * 16 + k_len / kSuperLen * 32 : num_groups() * 32;
+      bytes = codes_bytes() + scales * (coding.has_offset ? 2 : 1);
     } else {
       const size_t item = format == WeightFormat::kF32 ? 4 : 2;
       bytes = size_t(k_len + (format == WeightFormat::kBf16 ? k_len % 2 : 0)) * kTileColumns * item;
@@ -72,6 +94,7 @@ struct LinearArgs {
   float* y;                   // [num_rows, num_columns], or as many rows as `y_row_ids` picks from
   int num_rows;
   int num_columns;            // of y
+  int64_t y_stride;           // floats from one row of y, or of the residual, to the next
   const int32_t* y_row_ids = nullptr;  // [num_rows] rows of y to write, or null: all in order
   const float* row_scale = nullptr;    // [num_rows] instead of `scale`, or null
   float gate_limit = 0.0f;    // 0: none, else act(min(gate, limit)) * (up within +-limit, plus 1)

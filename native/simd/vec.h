@@ -47,6 +47,12 @@ inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline Floats load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+// 16 integers of 8 bits.
+template <bool kSigned>
+inline Floats load_int8(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(kSigned ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes))};
+}
 inline Floats load_bf16(const uint16_t* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -100,6 +106,12 @@ inline Bytes broadcast_four(const void* p) {
 }
 // acc[lane] += sum over 4 of a[4 lane + j] (unsigned) * b[4 lane + j] (signed); exact.
 inline Ints dot_bytes(Ints acc, Bytes a, Bytes b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
+// Nibbles and 16 where the byte's bit is set in the 8 bytes at p.
+inline Bytes with_fifth_bits(Bytes nibbles, const uint8_t* p) {
+  uint64_t bits;
+  std::memcpy(&bits, p, 8);
+  return {_mm512_mask_add_epi8(nibbles.v, __mmask64(bits), nibbles.v, _mm512_set1_epi8(16))};
+}
 // acc[lane] += sum over 4 of weights[4 lane + j] (unsigned) * acts[j] (signed); exact.
 template <int kBits>
 inline Ints dot_u8s8(Ints acc, Bytes weights, const int8_t* acts) {
@@ -175,6 +187,14 @@ inline void store(float* p, Floats a) {
 inline Floats load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+template <bool kSigned>
+inline Floats load_int8(const uint8_t* p) {
+  auto half = [](const uint8_t* q) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q));
+    return _mm256_cvtepi32_ps(kSigned ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+  };
+  return {half(p), half(p + 8)};
 }
 inline Floats load_bf16(const uint16_t* p) {
   auto half = [](const uint16_t* q) {
@@ -278,11 +298,22 @@ inline Ints dot_bytes(Ints acc, Bytes a, Bytes b) {  // maddubs would saturate: 
   };
   return {half(acc.lo, a.lo, b.lo), half(acc.hi, a.hi, b.hi)};
 }
+inline Bytes with_fifth_bits(Bytes nibbles, const uint8_t* p) {
+  auto half = [](__m256i a, const uint8_t* q) {
+    int32_t bits;
+    std::memcpy(&bits, q, 4);
+    const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit_of = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), byte_of), bit_of);
+    return _mm256_or_si256(a, _mm256_and_si256(_mm256_cmpeq_epi8(own, bit_of), _mm256_set1_epi8(16)));
+  };
+  return {half(nibbles.lo, p), half(nibbles.hi, p + 4)};
+}
 template <int kBits>
 inline Ints dot_u8s8(Ints acc, Bytes weights, const int8_t* acts) {
   const Bytes a = broadcast_four(acts);
   if constexpr (kBits == 8) return dot_bytes(acc, weights, a);
-  auto half = [&](__m256i sum, __m256i w) {  // 2 * 15 * 128 fits int16: no saturation
+  auto half = [&](__m256i sum, __m256i w) {  // 2 * 127 * 128 fits int16: no saturation
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a.lo), _mm256_set1_epi16(1)));
   };
   return {half(acc.lo, weights.lo), half(acc.hi, weights.hi)};

@@ -27,6 +27,7 @@ MODELS = {
     "qwen2-q8_0": ("qwen2", "Q8_0", False),
     "llama-bf16": ("llama", "BF16", True),
     "mixtral-q4_1": ("mixtral", "Q4_1", True),
+    "llama-q4_k_m": ("llama", "Q4_K_M", True),
 }
 
 

@@ -125,14 +125,14 @@ def test_facts_are_plain_and_short() -> None:
     assert len(facts(dict.fromkeys(map(str, range(500)), 1))) == 40
 
 
-def test_what_the_kernels_cannot_pack_is_said(tmp_path: Path) -> None:
+def test_what_the_kernels_cannot_run_is_said(tmp_path: Path) -> None:
     """Everything about it but where it would run."""
     if native.library() is None:
         pytest.skip("needs the native library")
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_llm().build())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("strop.models.load.packed_format", lambda part: _refuse())
+        patch.setattr("strop.models.load.load_abstract", lambda *args, **kwargs: _refuse())
         found = inspect(str(path), ONE)
     assert [str(problem) for problem in found.problems] == ["no such kernel"]
     assert found.spec is not None and found.memory is not None and not found.platform

@@ -1,7 +1,6 @@
 """K-quants and IQ4_XS are exactly the file's numbers: checked bit by bit against the `gguf` package."""
 
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -10,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import RawGGUF, RawTensor, model_metadata, random_blocks, random_tensor, tiny_model, value
 
-from strop.core.errors import FormatError, UnsupportedError
+from strop.core.errors import FormatError
 from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.k_quants import SUPER_BLOCK_FORMATS, decode_super_blocks
 from strop.formats.values import SUPER_LEN, GroupQuantized, TwoLevelScale, dense
-from strop.models.packing import pack, packed_format, unify
 from strop.models.reader import ParameterReader, load_spec
 
 FORMATS = list(SUPER_BLOCK_FORMATS)
@@ -144,15 +142,6 @@ def test_scales_that_are_not_finite_are_refused(tmp_path: Path, format_name: str
     reader.read("layers.0.gate")
     with pytest.raises(FormatError, match=r"'blk\.0\.ffn_up\.weight' holds NaN or infinity"):
         reader.read("layers.0.up")
-
-
-def test_kernels_without_a_form_for_two_levels_say_so() -> None:
-    parts: list[Any] = [decode_super_blocks(name, random_blocks(name, 16, 256), (16, 256)) for name in FORMATS]
-    for part in parts:
-        with pytest.raises(UnsupportedError, match="no packed format for K-quants"):
-            packed_format(part)
-        with pytest.raises(UnsupportedError, match="no packed format for K-quants"):
-            pack(unify([part]), np.zeros(1 << 16, np.uint8))
 
 
 def test_a_block_too_few_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from strop.ops.bound import bind_native
 from strop.ops.linear import linear
 from strop.ops.norm import Norm
 from strop.ops.program import string_calls
+from strop.ops.weights import SplitWeight
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs the native library")
 
@@ -155,6 +156,20 @@ def test_bound_writes_several_caches(model):
         for layer, block in ((0, 1), (1, 2)):
             mine, other = np.asarray(caches[layer])[0, block], np.asarray(single)[layer, 1]
             assert mine.tobytes() == other.tobytes()
+
+
+def test_a_split_weight_is_one_program(model):
+    rng = np.random.default_rng(1)
+    split = SplitWeight((packed([make(rng, "q4", 2 * K, K)]), packed([make(rng, "q8", K, K)])))
+
+    def run(kept, x, counts):
+        return (linear(linear(x, kept[0], 0, counts, platform="native"), kept[1], 0, counts, platform="native"),)
+
+    out = packed([make(rng, "f32", K, 3 * K)])
+    counts = np.array([ROWS, 0], np.int32)
+    single = jax.jit(run)([split, out], model["x"], counts)[0]
+    bound = bind_native(native.library(), run, [split, out], model["x"], counts)
+    assert np.array_equal(bound(model["x"], counts)[0], single)
 
 
 def test_bound_refuses_and_recovers(model):

@@ -248,7 +248,7 @@ class Engine:
         ]
 
     def _new_caches(self) -> tuple[jax.Array, ...]:
-        dtype = self.params.weights["embed"].data.dtype
+        dtype = self.params.weights["embed"].parts[0].data.dtype
         return tuple(
             new_cache(
                 self.layout.platform,

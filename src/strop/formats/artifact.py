@@ -282,6 +282,27 @@ class ArtifactCheckpoint:
         zero = file.read(f"{name}.zero") if group.zero is None else group.zero
         return GroupQuantized(codes, scale("scale"), offset, zero, group.bits, group.group_len)
 
+    def outline(self, name: str) -> TensorValue:
+        """One row of zeros in the form that `read` gives the matrix `name`."""
+        info, group = self.tensors[name], self._groups.get(name)
+        columns = info.shape[-1]
+        if group is None:
+            return np.zeros((1, columns), DENSE_DTYPES[info.format])
+
+        def scale(part: str) -> Scale | None:
+            if part not in group.parts:
+                return None
+            if f"{part}.local" not in group.parts:
+                return np.zeros((1, columns // group.group_len), np.float16)
+            integers = np.int8 if self._file_of[name].tensors[f"{name}.{part}.local"].format == "I8" else np.uint8
+            local = np.zeros((1, columns // group.group_len), integers)
+            return TwoLevelScale(np.zeros((1, columns // SUPER_LEN), np.float16), local)
+
+        codes, own = np.zeros((1, columns), np.uint8), scale("scale")
+        assert own is not None
+        zero = np.zeros((1, columns // group.group_len), np.uint8) if group.zero is None else group.zero
+        return GroupQuantized(codes, own, scale("offset"), zero, group.bits, group.group_len)
+
     def files(self) -> dict[str, Path]:
         """The tokenizer's and template's files, by name."""
         return {name: self.path / name for name in self._hashes if name not in self._files}

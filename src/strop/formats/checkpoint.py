@@ -25,6 +25,9 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> TensorValue:
         """The exact value of one tensor."""
 
+    def outline(self, name: str) -> TensorValue:
+        """One row of zeros in the form that `read` gives the matrix `name`: known without reading it."""
+
     def source_hash(self) -> str:
         """Hex SHA-256 that changes whenever config or weights change."""
 

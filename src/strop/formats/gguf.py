@@ -23,6 +23,7 @@ from strop.formats.values import (
     DENSE_DTYPES,
     GROUP_LEN,
     SUPER_LEN,
+    GroupQuantized,
     TensorInfo,
     TensorValue,
     decode_blocks,
@@ -121,31 +122,43 @@ class GGUFCheckpoint:
         A quantised one of three dimensions [E, N, K] comes as the matrix [E * N, K]. Raises UnsupportedError when an
         MXFP4 tensor has scales that no float16 holds.
         """
-        return self._decode(name, self.tensors[name].shape, 0)
+        return self._array(name, self.tensors[name].shape, 0)
 
     def read_part(self, name: str, index: int) -> TensorValue:
         """One of the arrays that a tensor stacks along its first axis, as `read` gives it."""
-        return self._decode(name, self.tensors[name].shape[1:], index)
+        return self._array(name, self.tensors[name].shape[1:], index)
 
-    def _decode(self, name: str, shape: tuple[int, ...], index: int) -> TensorValue:
+    def _array(self, name: str, shape: tuple[int, ...], index: int) -> TensorValue:
         """The `index`th array of this shape in a tensor's bytes."""
         info, file = self.tensors[name], self._file_of[name]
         num_bytes = info.num_bytes * math.prod(shape) // math.prod(info.shape)
         raw = np.frombuffer(file.data, np.uint8, num_bytes, file.extents[name].start + index * num_bytes)
         if info.format in DENSE_DTYPES:
             return raw.view(DENSE_DTYPES[info.format]).reshape(shape)
-        decode = decode_super_blocks if info.format in SUPER_BLOCK_FORMATS else decode_blocks
         try:
-            value = decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
+            value = _decode(info.format, raw, (math.prod(shape[:-1]), shape[-1]))
         except OverflowError as error:
             raise UnsupportedError(
                 f"{file.path}: the {info.format} tensor {name!r} {error}: use another type"
             ) from error
         return value if len(shape) > 1 else value.dequantize()[0]
 
+    def outline(self, name: str) -> TensorValue:
+        """One row of zeros in the form that `read` gives the matrix `name`."""
+        info = self.tensors[name]
+        shape = (1, info.shape[-1])
+        if info.format in DENSE_DTYPES:
+            return np.zeros(shape, DENSE_DTYPES[info.format])
+        return _decode(info.format, np.zeros(info.num_bytes // math.prod(info.shape[:-1]), np.uint8), shape)
+
     def source_hash(self) -> str:
         """Hex SHA-256 of the file, or over all parts (remembered: see `file_hash`)."""
         return file_hash(self.paths[0]) if len(self.paths) == 1 else files_hash(self.paths)
+
+
+def _decode(format_name: str, raw: np.ndarray, shape: tuple[int, int]) -> GroupQuantized:
+    decode = decode_super_blocks if format_name in SUPER_BLOCK_FORMATS else decode_blocks
+    return decode(format_name, raw, shape)
 
 
 def _open_file(path: Path) -> "_Header":

@@ -1,5 +1,6 @@
 """Hugging Face model folders: `config.json` with `model.safetensors`, whole or in shards. Pickles are never opened."""
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from strop.formats.foreign import kind_of_files, some_of
 from strop.formats.quantized import INTEGER_FORMATS
 from strop.formats.quantizers import QuantizedTensors
 from strop.formats.source_hash import files_hash
-from strop.formats.values import DENSE_DTYPES, TensorInfo, TensorValue
+from strop.formats.values import DENSE_DTYPES, GroupQuantized, TensorInfo, TensorValue
 
 MAX_JSON_BYTES = 64 << 20
 READABLE_FORMATS = (*DENSE_DTYPES, *INTEGER_FORMATS)
@@ -120,6 +121,7 @@ class HFCheckpoint:
         self.config = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
         """Without the quantiser's settings, which `tensors` and `read` have followed."""
         self.tensors = self._quantized.tensors
+        self._outlines: dict[str, TensorValue] = {}
 
     def read(self, name: str) -> TensorValue:
         """The weight's exact value, or a tensor as float32, float16 or bfloat16. Raises UnsupportedError for others."""
@@ -141,6 +143,20 @@ class HFCheckpoint:
                 f"{self.path}: the tensor {name!r} has dtype {info.format}; supported are {', '.join(DENSE_DTYPES)}:"
                 " use an unquantised checkpoint, or a GGUF file"
             )
+
+    def outline(self, name: str) -> TensorValue:
+        """One row in the form that `read` gives the matrix `name`.
+
+        That of a quantised weight depends on its numbers: it is read, once.
+        """
+        info = self.tensors[name]
+        if self._quantized.weight(name) is None and info.format in DENSE_DTYPES:
+            return np.zeros((1, info.shape[-1]), DENSE_DTYPES[info.format])
+        if name not in self._outlines:
+            value, first = self.read(name), slice(0, 1)
+            row = value.take_rows(first) if isinstance(value, GroupQuantized) else value[first]
+            self._outlines[name] = copy.deepcopy(row)  # a view would keep the whole
+        return self._outlines[name]
 
     def is_empty_bias(self, name: str) -> bool:
         """Whether a tensor is a bias of zeros that the quantiser added."""

@@ -3,7 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +16,12 @@ import numpy as np
 from strop.core.errors import UnsupportedError
 from strop.formats.pack_cache import PackCache, PackFile, PackWriter
 from strop.formats.values import TensorInfo, TensorValue, dense
-from strop.models.packing import pack, packed_bytes, packed_format, unify
+from strop.models.packing import common_format, convert, pack, packed_bytes, packed_format
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.reader import ParameterReader
 from strop.models.spec import LayerSpec, ModelSpec, Rope
 from strop.ops.dispatch import Platform
-from strop.ops.weights import TILE_COLUMNS, Weight
+from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight, join_parts
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +81,10 @@ class _Matrix(NamedTuple):
     role: str
     expert: int | None = None
 
-    @property
-    def paths(self) -> list[str]:
-        """The parameters whose rows it joins, of those there may be."""
+    def paths(self, reader: ParameterReader) -> list[str]:
+        """The parameters whose rows it joins."""
         prefix = f"layers.{self.layer}." + ("" if self.expert is None else f"experts.{self.expert}.")
-        return [prefix + part for part in _ROLES[self.role]]
+        return [path for part in _ROLES[self.role] if (path := prefix + part) in reader.inventory]
 
 
 def _matrices(spec: ModelSpec) -> list[_Matrix]:
@@ -98,10 +99,6 @@ def _matrices(spec: ModelSpec) -> list[_Matrix]:
         else:
             found += [_Matrix(i, "gate_up"), _Matrix(i, "down")]
     return found
-
-
-def _read_matrix(reader: ParameterReader, matrix: _Matrix) -> list[TensorValue]:
-    return unify([reader.read(path) for path in matrix.paths if path in reader.inventory])
 
 
 def _assign(
@@ -187,19 +184,19 @@ def _tables(spec: ModelSpec) -> list[str]:
 
 def _load_dense(
     reader: ParameterReader, spec: ModelSpec
-) -> tuple[dict[str, Weight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
+) -> tuple[dict[str, AnyWeight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
     # float32 is exact; an accelerator multiplies in bf16 and has the memory of one.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
     def join(matrix: _Matrix) -> np.ndarray:
-        return np.concatenate([dense(part) for part in _read_matrix(reader, matrix)])
+        return np.concatenate([dense(reader.read(path)) for path in matrix.paths(reader)])
 
     def stack_of(matrix: _Matrix) -> str:
-        infos = [reader.inventory[path] for path in matrix.paths if path in reader.inventory]
+        infos = [reader.inventory[path] for path in matrix.paths(reader)]
         return f"{matrix.role}.{sum(info.shape[0] for info in infos)}x{infos[0].shape[1]}"
 
     stacks, places = _assign(spec, stack_of)
-    weights = {}
+    weights: dict[str, AnyWeight] = {}
     for name, members in stacks.items():
         matrices = np.stack([join(matrix) for matrix in members])
         weights[name] = Weight(jnp.asarray(matrices, dtype), "dense", matrices.shape[1:])
@@ -211,14 +208,20 @@ def _load_dense(
 
 def _load_packed(
     reader: ParameterReader, spec: ModelSpec, source_hash: str
-) -> tuple[dict[str, Weight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
+) -> tuple[dict[str, AnyWeight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
     packed = PackCache().open_or_build(
         f"{source_hash}-tiles{LAYOUT_VERSION}", lambda writer: _write_pack(reader, spec, writer)
     )
     manifest = json.loads(bytes(packed["manifest"]))
+    _report_rounding(manifest["rounding"])
     weights = {
-        name: Weight(_on_device(packed, name), entry["format"], tuple(entry["shape"]))
-        for name, entry in manifest["weights"].items()
+        name: join_parts(
+            [
+                Weight(_on_device(packed, f"{name}.{i}"), format_name, tuple(shape))
+                for i, (format_name, shape) in enumerate(parts)
+            ]
+        )
+        for name, parts in manifest["weights"].items()
     }
     vectors = {name: _on_device(packed, name) for name in manifest["vectors"]}
     names = iter(manifest["stacks"])
@@ -231,32 +234,122 @@ def _on_device(packed: PackFile, name: str) -> jax.Array:
     return jax.device_put(packed[name])
 
 
+class _Run(NamedTuple):
+    """Rows of a matrix that are packed in one format."""
+
+    format_name: str
+    paths: tuple[str, ...]
+    shape: tuple[int, int]
+    interleaved: bool
+    """Gate and up."""
+
+
+def _runs(
+    reader: ParameterReader, paths: list[str], outline: Callable[[str], TensorValue], interleaved: bool = False
+) -> tuple[_Run, ...]:
+    """How the rows of `paths` are packed as one matrix: in their own formats, unless tiles alternate.
+
+    A Q4_K_M file has values in Q6_K beside queries and keys in Q4_K in half of its layers. Only f32 holds both exactly;
+    even 9 bits for all three, rounded, would be 12 MB more than the 17 of two formats in a layer of Llama 8B: half a
+    millisecond a token at the speed of memory, a hundred times what a second call costs.
+    """
+    names = [packed_format(outline(path)) for path in paths]
+    if interleaved:
+        names = [common_format(names)] * len(names)
+    runs = []
+    for name, group in groupby(zip(names, paths, strict=True), lambda pair: pair[0]):
+        own = tuple(path for _, path in group)
+        num_rows = sum(reader.inventory[path].shape[0] for path in own)
+        runs.append(_Run(name, own, (num_rows, reader.inventory[own[0]].shape[1]), interleaved))
+    return tuple(runs)
+
+
+def _stack_runs(
+    reader: ParameterReader, spec: ModelSpec, outline: Callable[[str], TensorValue]
+) -> Iterator[tuple[_Matrix | str, tuple[_Run, ...]]]:
+    """Every matrix, be it of a layer or a table, with how it is packed. `outline` is the reader's, or `_sampled`."""
+    for matrix in _matrices(spec):
+        paths = matrix.paths(reader)
+        yield matrix, _runs(reader, paths, outline, interleaved=matrix.role == "gate_up" and len(paths) == 2)
+    for name in _tables(spec):
+        yield name, _runs(reader, [name], outline)
+
+
+def _stack_name(matrix: _Matrix, runs: tuple[_Run, ...]) -> str:
+    return f"{matrix.role}." + "+".join(f"{run.format_name}.{run.shape[0]}x{run.shape[1]}" for run in runs)
+
+
+def _sampled(reader: ParameterReader) -> Callable[[str], TensorValue]:
+    """Outlines by the smallest tensor of each format, since weights of a Hugging Face quantiser are read for theirs."""
+    samples: dict[tuple[str, float], TensorValue] = {}
+    tensors = reader.checkpoint.tensors
+
+    def kind(info: TensorInfo) -> tuple[str, float]:
+        return info.format, info.num_bytes / max(1, math.prod(info.shape))
+
+    def outline(path: str) -> TensorValue:
+        found = kind(tensors[reader.tensor_name(path)])
+        if found not in samples:
+            alike = [info for info in tensors.values() if kind(info) == found and len(info.shape) > 1]
+            samples[found] = reader.checkpoint.outline(min(alike, key=lambda info: info.num_bytes).name)
+        return samples[found]
+
+    return outline
+
+
+def packed_weight_bytes(reader: ParameterReader, spec: ModelSpec) -> int:
+    """Bytes of all matrices once packed."""
+    runs = [run for _, matrix_runs in _stack_runs(reader, spec, _sampled(reader)) for run in matrix_runs]
+    return sum(packed_bytes(run.format_name, *run.shape) for run in runs)
+
+
+def _pack_run(reader: ParameterReader, run: _Run, out: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Packs it into `out`; the error (rms, largest) of every parameter that had to be rounded."""
+    parts, errors = [], {}
+    for path in run.paths:
+        part, error = convert(reader.read(path), run.format_name)
+        parts.append(part)
+        if error is not None and error.largest:
+            errors[path] = error.rms, error.largest
+    pack(parts, run.format_name, out, interleave=run.interleaved)
+    return errors
+
+
+def _report_rounding(errors: Mapping[str, tuple[float, float]]) -> None:
+    """One line on what the pack does not hold exactly."""
+    if not errors:
+        return
+    roles = Counter(path.rpartition(".")[2] for path in errors)
+    rms = math.sqrt(sum(rms * rms for rms, _ in errors.values()) / len(errors))
+    log.info(
+        "rounded to 8-bit groups of 32, as their types have no kernels: %s; error relative to the largest weight of its"
+        " group: rms %.2g, worst %.2g",
+        ", ".join(f"{role} ({count} x)" for role, count in roles.items()),
+        rms,
+        max(largest for _, largest in errors.values()),
+    )
+
+
 def _write_pack(reader: ParameterReader, spec: ModelSpec, writer: PackWriter) -> None:
     log.info("packing the weights for this machine's kernels: once per model")
-    manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": []}
-    shapes: dict[str, tuple[str, tuple[int, int]]] = {}
+    manifest: dict[str, Any] = {"weights": {}, "vectors": [], "stacks": [], "rounding": {}}
+    runs = dict(_stack_runs(reader, spec, reader.outline))
 
     def stack_of(matrix: _Matrix) -> str:
-        parts = _read_matrix(reader, matrix)
-        shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-        name = f"{matrix.role}.{packed_format(parts[0])}.{shape[0]}x{shape[1]}"
-        shapes[name] = (packed_format(parts[0]), shape)
+        name = _stack_name(matrix, runs[matrix])
         manifest["stacks"].append(name)
         return name
 
-    stacks, _ = _assign(spec, stack_of)
+    stacks: dict[str, Sequence[_Matrix | str]] = {
+        **_assign(spec, stack_of)[0],
+        **{name: [name] for name in _tables(spec)},
+    }
     for name, members in stacks.items():
-        format_name, shape = shapes[name]
-        out = writer.reserve(name, (len(members), packed_bytes(format_name, *shape)), np.dtype(np.uint8))
-        for at, matrix in enumerate(members):
-            parts = _read_matrix(reader, matrix)
-            pack(parts, out[at], interleave=matrix.role == "gate_up" and len(parts) == 2)
-        manifest["weights"][name] = {"format": format_name, "shape": shape}
-    for name in _tables(spec):
-        value = reader.read(name)
-        format_name = packed_format(value)
-        pack([value], writer.reserve(name, (1, packed_bytes(format_name, *value.shape)), np.dtype(np.uint8))[0])
-        manifest["weights"][name] = {"format": format_name, "shape": value.shape}
+        manifest["weights"][name] = [(run.format_name, run.shape) for run in runs[members[0]]]
+        for i, (format_name, shape) in enumerate(manifest["weights"][name]):
+            out = writer.reserve(f"{name}.{i}", (len(members), packed_bytes(format_name, *shape)), np.dtype(np.uint8))
+            for at, member in enumerate(members):
+                manifest["rounding"] |= _pack_run(reader, runs[member][i], out[at])
     for name, value in _read_vectors(reader, spec).items():
         if name.endswith("gate_up_bias") and spec.layers[0].mlp.gated:  # in the order of the alternating tiles
             *stacked, length = value.shape
@@ -279,42 +372,21 @@ def load_abstract(reader: ParameterReader, spec: ModelSpec, platform: Platform, 
 
     Reads the vectors, and the smallest tensor of each format. `xla` is counted in float32.
     """
-    samples: dict[tuple[str, float], TensorValue] = {}
 
-    def kind(info: TensorInfo) -> tuple[str, float]:
-        return info.format, info.num_bytes / max(1, math.prod(info.shape))
+    def weight(count: int, run: _Run) -> Weight:
+        if platform == "xla":
+            return Weight(jax.ShapeDtypeStruct((count, *run.shape), jnp.float32), "dense", run.shape)  # type: ignore[arg-type]
+        data = jax.ShapeDtypeStruct((count, packed_bytes(run.format_name, *run.shape)), jnp.uint8)
+        return Weight(data, run.format_name, run.shape)  # type: ignore[arg-type]
 
-    def sample(path: str) -> TensorValue:
-        found = kind(reader.checkpoint.tensors[reader.tensor_name(path)])
-        if found not in samples:
-            alike = [info for info in reader.checkpoint.tensors.values() if kind(info) == found]
-            samples[found] = reader.checkpoint.read(min(alike, key=lambda info: info.num_bytes).name)
-        return samples[found]
+    def whole(runs: tuple[_Run, ...]) -> tuple[_Run, ...]:
+        shape = sum(run.shape[0] for run in runs), runs[0].shape[1]
+        return runs if platform == "native" else (_Run("dense", (), shape, False),)
 
-    def format_and_shape(paths: list[str]) -> tuple[str, tuple[int, int]]:
-        rows = sum(reader.inventory[path].shape[0] for path in paths)
-        shape = (rows, reader.inventory[paths[0]].shape[1])
-        return "dense" if platform == "xla" else packed_format(unify([sample(path) for path in paths])[0]), shape
-
-    def weight(count: int, format_name: str, shape: tuple[int, int]) -> Weight:
-        if format_name == "dense":
-            data = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
-        else:
-            data = jax.ShapeDtypeStruct((count, packed_bytes(format_name, *shape)), jnp.uint8)
-        return Weight(data, format_name, shape)  # type: ignore[arg-type]
-
-    shapes: dict[str, tuple[str, tuple[int, int]]] = {}
-
-    def stack_of(matrix: _Matrix) -> str:
-        found = format_and_shape([path for path in matrix.paths if path in reader.inventory])
-        name = f"{matrix.role}.{found[0]}.{found[1][0]}x{found[1][1]}"
-        shapes[name] = found
-        return name
-
-    stacks, places = _assign(spec, stack_of)
-    weights = {name: weight(len(members), *shapes[name]) for name, members in stacks.items()}
-    for name in _tables(spec):
-        weights[name] = weight(1, *format_and_shape([name]))
+    runs = {member: whole(found) for member, found in _stack_runs(reader, spec, _sampled(reader))}
+    stacks, places = _assign(spec, lambda matrix: _stack_name(matrix, runs[matrix]))
+    members: dict[str, Sequence[_Matrix | str]] = {**stacks, **{name: [name] for name in _tables(spec)}}
+    weights = {name: join_parts([weight(len(some), run) for run in runs[some[0]]]) for name, some in members.items()}
     tables = [
         jax.ShapeDtypeStruct((num_positions, rope.rotary_dim // 2), jnp.float32) for rope in _distinct_ropes(spec)
     ]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
-from strop.formats.values import BLOCK_FORMATS
 from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
 from strop.models.reader import ParameterReader
 from strop.models.spec import ModelSpec
@@ -117,18 +116,13 @@ def _size(num_bytes: int) -> str:
 
 def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
     """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
-    total = 0
-    for path, info in reader.inventory.items():
-        num_values = math.prod(info.shape)
-        stored = reader.checkpoint.tensors[reader.tensor_name(path)]
-        if platform != "native":
-            total += num_values * (dense_item_bytes if len(info.shape) == 2 else 4)
-        elif stored.format in BLOCK_FORMATS:
-            block = BLOCK_FORMATS[stored.format]
-            total += num_values * (4 if block.bits == 4 else 8) // 8 + num_values // 32 * 2 * (1 + block.has_offset)
-        else:
-            total += stored.num_bytes * num_values // math.prod(stored.shape)  # its share of a shared tensor
-    return total
+    vectors = sum(4 * math.prod(info.shape) for info in reader.inventory.values() if len(info.shape) == 1)
+    if platform != "native":
+        matrices = [info.shape for info in reader.inventory.values() if len(info.shape) > 1]
+        return vectors + sum(dense_item_bytes * math.prod(shape) for shape in matrices)
+    from strop.models.load import packed_weight_bytes  # and with it jax
+
+    return vectors + packed_weight_bytes(reader, reader.spec)
 
 
 def plan_memory(

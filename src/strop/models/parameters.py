@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import jax
 
-from strop.ops.weights import Weight
+from strop.ops.weights import AnyWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class LayerPlaces:
 class Parameters:
     """Everything `forward` reads."""
 
-    weights: dict[str, Weight]
+    weights: dict[str, AnyWeight]
     """By stack name; always "embed", and "head" unless the embeddings are tied; "positions" if they are learned."""
     vectors: dict[str, jax.Array]
     """float32 [L, len]: attention_norm, mlp_norm, final_norm [1, D], and the biases the spec has."""

@@ -163,6 +163,10 @@ class ParameterReader:
         rows = slice(int(is_up), None, 2) if alternate else slice(num_rows // 2 * is_up, num_rows // 2 * (1 + is_up))
         return value.take_rows(rows) if isinstance(value, GroupQuantized) else value[rows]
 
+    def outline(self, path: str) -> TensorValue:
+        """One row of zeros in the matrix's form; its tensor is not read."""
+        return self.checkpoint.outline(self._tensor_names[path])
+
     def _read_tensor(self, name: str) -> TensorValue:
         return self._checked(name, self.checkpoint.read(name))
 

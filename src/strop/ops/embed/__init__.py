@@ -6,7 +6,7 @@ import jax
 
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.embed import cpu, reference
-from strop.ops.weights import Weight
+from strop.ops.weights import AnyWeight
 
 _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.embed, cpu.declines),
@@ -27,7 +27,7 @@ class EmbedCall:
 
 def embed(
     tokens: jax.Array,
-    weight: Weight,
+    weight: AnyWeight,
     counts: jax.Array,
     *,
     platform: Platform,

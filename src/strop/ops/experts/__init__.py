@@ -8,7 +8,7 @@ import jax
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.experts import cpu, reference
 from strop.ops.linear import Activation
-from strop.ops.weights import Weight
+from strop.ops.weights import AnyWeight
 
 _IMPLEMENTATIONS = (
     Implementation("native", ("native",), cpu.experts, cpu.declines),
@@ -49,8 +49,8 @@ def experts(
     x: jax.Array,
     scores: jax.Array,
     counts: jax.Array,
-    gate_up: tuple[Weight, int],
-    down: tuple[Weight, int],
+    gate_up: tuple[AnyWeight, int],
+    down: tuple[AnyWeight, int],
     num_active: int,
     *,
     normalise: bool,

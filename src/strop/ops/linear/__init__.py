@@ -8,7 +8,7 @@ import jax
 from strop.ops.dispatch import Implementation, Platform, resolve
 from strop.ops.linear import cpu, reference
 from strop.ops.norm import Norm
-from strop.ops.weights import Weight
+from strop.ops.weights import AnyWeight
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "gelu_sigmoid"]
 
@@ -48,7 +48,7 @@ class LinearOperands(NamedTuple):
 
 def linear(
     x: jax.Array,
-    weight: Weight,
+    weight: AnyWeight,
     index: int,
     counts: jax.Array,
     *,

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from strop.ops.norm.cpu import norm_operands
 from strop.ops.program import call_native
-from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
+from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, AnyWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "gelu_sigmoid")  # as native/kernels/linear.h numbers them, from 1
 
 
 def declines(call: Any) -> str | None:
     """Serves packed weights; see `declines_gate` and `declines_epilogue`."""
-    if call.format not in PACKED_FORMATS:
+    if not set(call.format.split("+")) <= PACKED_FORMATS.keys():
         return f"format {call.format!r} is not packed"
     return declines_gate(call.n_len // 2) if call.gated else None
 
@@ -26,18 +26,35 @@ def declines_gate(ffn_dim: int) -> str | None:
     return None
 
 
-def linear(x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: Any, operands: Any) -> jax.Array:
+def linear(x: jax.Array, weight: AnyWeight, index: int, counts: jax.Array, call: Any, operands: Any) -> jax.Array:
     """See strop.ops.linear.linear."""
-    packed, n_len = PACKED_FORMATS[weight.format], weight.shape[0]
+    y: jax.Array | None = None
+    first_column = 0
+    for part in weight.parts:
+        y = _write_columns(y, first_column, x, part, index, counts, call, operands)
+        first_column += part.shape[0]
+    assert y is not None
+    return y
+
+
+def _write_columns(
+    y: jax.Array | None, first_column: int, x: jax.Array, weight: Weight, index: int, counts: jax.Array, call: Any,
+    operands: Any,
+) -> jax.Array:  # fmt: skip
+    """`y` with the columns of one weight written, in place; None: as yet nothing is."""
+    packed, gates = PACKED_FORMATS[weight.format], 2 if call.gated else 1
     norm_arrays, norm_attrs = norm_operands(operands.norm)
     optional = (operands.bias, operands.residual, operands.row_ids)
-    (y,) = call_native(
+    given = [] if y is None else [y]
+    (written,) = call_native(
         "linear",
-        [x, weight.data, counts, *norm_arrays, *(operand for operand in optional if operand is not None)],
-        [jax.ShapeDtypeStruct((call.num_rows, n_len // 2 if call.gated else n_len), jnp.float32)],
+        [x, weight.data, counts, *given, *norm_arrays, *(operand for operand in optional if operand is not None)],
+        [jax.ShapeDtypeStruct((call.num_rows, call.n_len // gates), jnp.float32)],
         index, call.layer, packed.code, packed.zero, weight.num_tiles, call.count_index,
+        weight.shape[0] // gates, first_column,
         *(operand is not None for operand in optional),
         0 if call.activation is None else 1 + ACTIVATIONS.index(call.activation), call.gated,
         float(call.scale), float(call.soft_cap or 0.0), *norm_attrs,
+        aliases=None if y is None else {3: 0},
     )  # fmt: skip
-    return y
+    return written
