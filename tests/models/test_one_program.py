@@ -77,7 +77,8 @@ def load_random(spec: ModelSpec, platform: Platform) -> CompiledModel:
     rng = np.random.default_rng(0)
     values = {path: (rng.standard_normal(info.shape) / 4).astype(np.float32) for path, info in inventory(spec).items()}
     checkpoint = SimpleNamespace(path=Path("random"))
-    reader: Any = SimpleNamespace(inventory=inventory(spec), read=values.__getitem__, checkpoint=checkpoint)
+    read = values.__getitem__
+    reader: Any = SimpleNamespace(inventory=inventory(spec), read=read, outline=read, checkpoint=checkpoint)
     params = load(reader, spec, platform, num_positions=64, source_hash=lambda: f"random-{hash(spec)}")
     return CompiledModel(params, spec, Single(platform, BLOCK_LEN))
 

@@ -17,6 +17,7 @@ EXPECTED = {
     "Q5_1": "q5_offset",
     "Q8_0": "q8",
     "IQ4_NL": "q8",
+    "MXFP4": "q8",
     "Q4_K": "q4_two_level",
     "Q5_K": "q5_two_level",
     "IQ4_XS": "q8_two_level",

@@ -188,7 +188,7 @@ def test_experts_that_no_row_chose_are_not_touched(isa):
         assert num_bytes % mmap.PAGESIZE == 0
         fresh = np.frombuffer(mmap.mmap(-1, E * num_bytes), np.uint8).reshape(E, num_bytes)
         for e in chosen:
-            pack(matrices[1 + e], fresh[e], interleave=interleave)
+            pack(matrices[1 + e], packed_format(parts[0]), fresh[e], interleave=interleave)
         weights.append(Weight(fresh, packed_format(parts[0]), shape))
     scores = np.full((1, E), -1, np.float32)
     scores[:, chosen] = 2, 1
