@@ -2,9 +2,9 @@
 
     python scripts/greedy_agreement.py MODEL.gguf [--peers DIR] [--tokens 32] [--margin 0.05]
 
-Ten prompts are answered by Strop; llama.cpp then scores each answer token given the same tokens before it, so that every
-position is compared and not only those up to a first difference. A token that is not llama.cpp's best is forgiven if its
-logit is within `margin` of the best. Ends with 1 if one is not.
+Ten prompts are answered by Strop; llama.cpp then scores each answer token given the same tokens before it, so that
+every position is compared and not only those up to a first difference. A token that is not llama.cpp's best is forgiven
+if its logit is within `margin` of the best. Ends with 1 if one is not.
 
 llama.cpp's program is scripts/llama_logits.cpp, built as it says, beside those of `strop bench --against llama.cpp`.
 """
