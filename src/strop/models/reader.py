@@ -217,7 +217,8 @@ class ParameterReader:
 
 def _num_stacked(paths: list[str]) -> int:
     """How many experts a tensor of these parameters has along its first axis; 0 if it has no such axis."""
-    return len({path.split(".")[3] for path in paths if ".experts." in path}) if len(paths) > 1 else 0
+    is_stacked = len(paths) > 1 and (".experts." in paths[0] or ".heads." in paths[0])
+    return len({path.split(".")[3] for path in paths}) if is_stacked else 0
 
 
 def _name_map(checkpoint: AnyCheckpoint) -> NameMap | None:
