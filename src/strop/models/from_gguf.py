@@ -137,7 +137,7 @@ def _config(
             del values[prefix + key]
     names = {key: prefix + name for key, name in _KEYS.items()} | {"value_length": prefix + "attention.value_length"}
     for key in _OF_WINDOWED_LAYERS:
-        if key in values and values.get(f"{prefix}{key}_swa") == values[prefix + key]:
+        if prefix + key in values and values.get(f"{prefix}{key}_swa") == values[prefix + key]:
             del values[f"{prefix}{key}_swa"]
     given = Config(values, names, is_gguf=True)
     for key, value in gguf.derived(given, tensors).items():

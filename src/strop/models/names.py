@@ -183,4 +183,4 @@ GGUF_NAMES = name_map(
     },
     ignored=("attn_rot_embd", r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight"),
 )
-"""GGUF has one set of names; the converter may join queries, keys and values, and the gates of experts with the rest."""
+"""GGUF has one set of names; files may join queries, keys and values, and the gates of experts with the other half."""
