@@ -42,6 +42,11 @@ KEYS = {
 }
 """What the converter writes, by architecture, where the model has it."""
 MASKS = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq")
+JOINED = {
+    "attn_qkv.": (("attn_q.", "attn_k.", "attn_v."), 0),
+    "ffn_gate_up_exps.": (("ffn_gate_exps.", "ffn_up_exps."), 1),
+}
+"""A tensor -> those that it may have along an axis."""
 
 
 def known_keys(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,14 +55,13 @@ def known_keys(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     heads, experts, norm = first.attention, first.experts or last.experts, spec.final_norm
     rope = next((layer.attention.rope for layer in spec.layers[::-1] if layer.attention.rope), None)
     windows = [layer.attention.window_len for layer in spec.layers]
+    dense_layer = next((layer for layer in spec.layers if not layer.experts), first)
     assert norm is not None
     keys = {
         "block_count": spec.num_layers,
         "context_length": spec.max_context_len,
         "embedding_length": spec.model_dim,
-        "feed_forward_length": next(
-            layer for layer in (last, first) if not layer.experts or layer is first
-        ).mlp.ffn_dim,
+        "feed_forward_length": dense_layer.mlp.ffn_dim,
         "attention.head_count": heads.num_heads,
         "attention.head_count_kv": heads.num_kv_heads,
         "attention.key_length": heads.head_dim,
@@ -188,17 +192,11 @@ def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same by a converter that was asked to join q, k and v, and the gates of experts with the rest."""
     joined = dict(tensors)
     for name in tensors:
-        for parts, whole, axis in (
-            (("attn_q.", "attn_k.", "attn_v."), "attn_qkv.", 0),
-            (GATES, "ffn_gate_up_exps.", 1),
-        ):
+        for whole, (parts, axis) in JOINED.items():
             if parts[0] in name:
                 found = [joined.pop(name.replace(parts[0], part)) for part in parts]
                 joined[name.replace(parts[0], whole)] = np.concatenate(found, axis)
     return joined
-
-
-GATES = ("ffn_gate_exps.", "ffn_up_exps.")
 
 
 def write_file(path: Path, architecture: str, keys: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
