@@ -69,9 +69,10 @@ def as_gguf(folder: Path, path: Path, kind: Kind) -> tuple[ParameterReader, Para
     writer = gguf.GGUFWriter(path, family.architecture)
     add_metadata(writer, family.architecture, reader.spec)
     stacks: dict[str, list[np.ndarray]] = {}
+    names = family.names.for_tensors({})
     for parameter, value in reader.read_all():
         row_order = converted(parameter, dense(value), family.architecture, reader.spec)
-        stacks.setdefault(family.names.tensor_name(parameter), []).append(row_order)
+        stacks.setdefault(names.tensor_name(parameter), []).append(row_order)
     for name, parts in stacks.items():
         values = np.stack(parts) if "_exps" in name else parts[0]
         if values.shape[-1] % 32 or values.ndim == 1 or name.endswith(".bias") or kind == Kind.F32:

@@ -196,7 +196,7 @@ def test_gguf_metadata_describes_the_same_network_as_the_config() -> None:
 
 
 def test_gguf_biases_and_head_follow_the_tensors() -> None:
-    assert gguf_spec("qwen2").layers[1].attention.qkv_bias
+    assert gguf_spec("qwen2", "blk.0.attn_qkv.bias").layers[1].attention.qkv_bias
     spec = gguf_spec("llama", "output.weight", "blk.1.attn_q.bias", "blk.0.attn_output.bias", "blk.0.ffn_gate.bias")
     assert not spec.tied_embeddings
     for layer in spec.layers:
@@ -221,6 +221,58 @@ def test_gguf_yarn_is_that_of_the_config() -> None:
     changes = {"type": "yarn", "factor": 4.0, "original_context_length": 32}
     spec = gguf_spec(**{f"llama__rope__scaling__{key}": value for key, value in changes.items()})
     assert spec.layers[0].attention.rope == spec_from_hf(config).layers[0].attention.rope
+
+
+@pytest.mark.parametrize(
+    ("changes", "amplitude"),
+    [
+        ({"yarn_attn_factor": 1.3}, 1.3),
+        ({"yarn_log_multiplier": 1.0}, 1.0),
+        ({"yarn_ext_factor": 1.0, "attn_factor": 2.0}, 2 * (0.1 * math.log(4) + 1)),
+    ],
+)
+def test_gguf_amplitude_of_yarn(changes: dict[str, Any], amplitude: float) -> None:
+    changes = {"type": "yarn", "factor": 4.0} | changes
+    rope = (
+        gguf_spec(**{f"llama__rope__scaling__{key}": value for key, value in changes.items()}).layers[0].attention.rope
+    )
+    assert rope is not None
+    assert rope.amplitude == pytest.approx(amplitude)
+
+
+def gemma_spec(family: str, num_layers: int, **changes: Any) -> ModelSpec:
+    depth = {f"{family}__block_count": num_layers, f"{family}__attention__sliding_window": 8}
+    return gguf_spec(family, **(depth | changes))
+
+
+@pytest.mark.parametrize(("family", "depth_27b"), [("gemma2", 46), ("gemma3", 62)])
+def test_gguf_gemma_27b_is_known_by_its_depth(family: str, depth_27b: int) -> None:
+    wide = {f"{family}__attention__key_length": 64, f"{family}__attention__value_length": 64}
+    assert gemma_spec(family, 4, **wide).layers[0].attention.scale == 64**-0.5
+    assert gemma_spec(family, depth_27b, **wide).layers[0].attention.scale == 16**-0.5
+
+
+def test_gguf_gemma2_has_soft_caps_unless_it_says_otherwise() -> None:
+    spec = gguf_spec("gemma2")
+    assert (spec.layers[0].attention.soft_cap, spec.logit_soft_cap) == (50.0, 30.0)
+    assert [layer.attention.window_len for layer in spec.layers] == [4096, None]
+
+
+def test_gguf_windows_layer_by_layer() -> None:
+    spec = gemma_spec("gemma3", 2, gemma3__attention__sliding_window_pattern=[False, True])
+    assert [layer.attention.window_len for layer in spec.layers] == [None, 8]
+    spec = gemma_spec("gemma3", 2, gemma3__attention__key_length_swa=16, gemma3__attention__key_length=16)
+    assert spec.layers[0].attention.head_dim == 16
+
+
+def test_gguf_stablelm_is_parallel_only_without_the_other_norm() -> None:
+    norm = {"layer_norm_epsilon": 1e-5, "layer_norm_rms_epsilon": None}
+    claims = {f"stablelm__attention__{key}": value for key, value in norm.items()}
+    claims["stablelm__use_parallel_residual"] = True
+    assert not gguf_spec("stablelm", "blk.0.ffn_norm.weight", **claims).layers[0].parallel
+    spec = gguf_spec("stablelm", "blk.0.attn_q_norm.weight", **claims)
+    assert spec.layers[0].parallel
+    assert spec.layers[0].attention.qk_norm is not None
 
 
 def test_gguf_llama_with_experts_is_mixtral() -> None:
@@ -250,6 +302,8 @@ def test_gguf_rope_scaling() -> None:
         ({"llama__attention__causal": False}, "llama.attention.causal=False"),
         ({"llama__attention__causal": 1}, "llama.attention.causal=1"),
         ({"llama__logit_scale": 0.5}, "llama.logit_scale=0.5"),
+        ({"llama__rope__scaling__type": "longrope"}, "rope.scaling.type='longrope'.*rope_factors_long"),
+        ({"llama__attention__key_length_swa": 32}, "llama.attention.key_length_swa=32"),
         ({"llama__rope__scaling__type": "ntk"}, "llama.rope.scaling.type='ntk'"),
         ({"llama__rope__scaling__attn_factor": 2.0}, "attn_factor=2.0"),
         ({"llama__rope__dimension_count": 18}, "rotary_dim=18"),

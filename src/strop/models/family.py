@@ -1,6 +1,6 @@
 """What a family of models is: how its configs are read, and how its checkpoints name their tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,9 @@ class Gguf:
     architecture: str
     names: NameMap
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that the file does not give, since llama.cpp takes them for granted."""
+    """What llama.cpp takes for keys that the file does not give."""
+    derived: Callable[[Config, Container[str]], Mapping[str, Any]] = lambda config, tensors: {}
+    """Keys that follow from others and from the names of the tensors, whatever the file says of them."""
     with_experts: bool = False
     """Two families may share an architecture: the one with experts and the one without."""
     yarn_truncates: bool = True

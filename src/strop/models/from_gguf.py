@@ -44,24 +44,32 @@ _KEYS = {
     "residual_multiplier": "residual_scale",
     "attention_multiplier": "attention.scale",
     "logits_scaling": "logit_scale",
+    "norm_topk_prob": "expert_weights_norm",
     "clip_qkv": "attention.clamp_kqv",
+    "rope_is_on": "rope.scaling.finetuned",
     "vocab_size": "vocab_size",
 }
 """The config's name of a key -> the file's, below the architecture."""
 
-_HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.yarn_log_multiplier")
+_HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned")
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.max_alibi_bias": (0.0, 8.0),
     "expert_count": (0,),
     "expert_used_count": (0,),
+    "expert_gating_func": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_shared_count": (0,),
     "logit_scale": (1.0,),
     "attention.clamp_kqv": (0.0,),
     "attention.sliding_window": (0,),
-    "use_parallel_residual": (False,),
     "pooling_type": (0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
 }
 """Keys that mean nothing at these values; at others the family has to look at them."""
+_OF_WINDOWED_LAYERS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+"""Keys that may stand there again, with `_swa`, for layers with a window: Strop wants the same numbers in all."""
 _ACCEPTED_GENERAL: dict[str, tuple[Any, ...]] = {"general.type": ("model",), "general.quantization_version": (2,)}
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
@@ -120,11 +128,20 @@ def _config(
     prefix = f"{gguf.architecture}."
     num_layers = metadata.get(f"{prefix}block_count")
     values = {key: _plain(value, num_layers) for key, value in metadata.items() if key.startswith(prefix)}
+    pattern = metadata.get(f"{prefix}attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        values["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+        del values[f"{prefix}attention.sliding_window_pattern"]
     for key, accepted in _ACCEPTED.items():
         if any(_same(values.get(prefix + key), item) for item in accepted):
             del values[prefix + key]
     names = {key: prefix + name for key, name in _KEYS.items()} | {"value_length": prefix + "attention.value_length"}
+    for key in _OF_WINDOWED_LAYERS:
+        if prefix + key in values and values.get(f"{prefix}{key}_swa") == values[prefix + key]:
+            del values[f"{prefix}{key}_swa"]
     given = Config(values, names, is_gguf=True)
+    for key, value in gguf.derived(given, tensors).items():
+        values[given.name(key)] = value
     implied: dict[str, Any] = {
         "tie_word_embeddings": "output.weight" not in tensors,
         "rope_scaling": _rope_scaling(given, prefix, rope_factors, gguf.yarn_truncates),
@@ -164,27 +181,22 @@ def _rope_scaling(
     factor = config.number(keys + "factor", config.number(f"{prefix}rope.scale_linear", 1.0))
     original = config.get(keys + "original_context_length")
     amplitude = config.number(keys + "attn_factor", 1.0)
+    yarn = {name: config.get(f"{keys}yarn_{name}") for name in ("beta_fast", "beta_slow")}
+    yarn["attention_factor"] = amplitude * _yarn_amplitude(config, keys + "yarn_", factor)
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise config.refuse(keys + "type", "'none', 'linear', 'yarn' or 'longrope'")
     for name, factors in rope_factors.items():
         if factors.ndim != 1 or not (np.isfinite(factors) & (factors > 0)).all():
             raise UnsupportedError(f"the tensor {name!r} {factors.shape} holds others than finite numbers above 0")
     found = {name: factors.tolist() for name, factors in rope_factors.items()}
+    scaling: dict[str, Any] = {"original_max_position_embeddings": original}
     if ROPE_FACTORS[2] in found:
         sides = {"short_factor": found.get(ROPE_FACTORS[1]), "long_factor": found[ROPE_FACTORS[2]]}
-        return {
-            "rope_type": "longrope",
-            "original_max_position_embeddings": original,
-            "attention_factor": amplitude,
-            **sides,
-        }
+        return scaling | sides | {"rope_type": "longrope", "attention_factor": amplitude}
+    if kind == "longrope":
+        raise config.refuse(keys + "type", f"'longrope' only with the tensor {ROPE_FACTORS[2]!r}")
     if kind == "yarn":
-        scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-        scaling["truncate"] = yarn_truncates
-        for name in ("beta_fast", "beta_slow"):
-            scaling[name] = config.get(f"{keys}yarn_{name}")
-        scaling["attention_factor"] = amplitude * (0.1 * math.log(factor) + 1.0) if factor > 1 else amplitude
-        return scaling
+        return scaling | yarn | {"rope_type": "yarn", "factor": factor, "truncate": yarn_truncates}
     if amplitude != 1.0:
         raise config.refuse(keys + "attn_factor", "1.0")
     factor = 1.0 if kind == "none" else factor
@@ -193,14 +205,23 @@ def _rope_scaling(
     return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
+def _yarn_amplitude(config: Config, keys: str, factor: float) -> float:
+    """What the converter found in the model's config, or else what yarn says; less so with a multiplier of the log."""
+    if config.has(keys + "attn_factor"):
+        return config.number(keys + "attn_factor")
+    log = 0.1 * math.log(max(factor, 1.0))
+    multiplier = config.get(keys + "log_multiplier") and config.number(keys + "log_multiplier")
+    return (1.0 + log) / (1.0 + log * (multiplier or 0.0))
+
+
 def _with_biases_of(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> ModelSpec:
     """Metadata does not speak of biases: the tensors of any layer do."""
     present = {name.partition(".")[2].partition(".")[2] for name in tensors if name.startswith("blk.")}
 
     def with_biases(layer: LayerSpec) -> LayerSpec:
         heads, mlp = layer.attention, layer.mlp
-        qkv_bias = heads.qkv_bias or bool(present & {"attn_q.bias", "attn_qkv.bias"})
-        heads = replace(heads, qkv_bias=qkv_bias, out_bias="attn_output.bias" in present)
+        qkv_bias, out_bias = bool(present & {"attn_q.bias", "attn_qkv.bias"}), "attn_output.bias" in present
+        heads = replace(heads, qkv_bias=qkv_bias, out_bias=out_bias)
         mlp = replace(mlp, bias=bool(present & {"ffn_up.bias", "ffn_gate.bias", "ffn_up_exps.bias"}))
         experts = layer.experts and replace(layer.experts, router_bias="ffn_gate_inp.bias" in present)
         return replace(layer, attention=heads, mlp=mlp, experts=experts)

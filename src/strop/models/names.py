@@ -161,9 +161,9 @@ GGUF_NAMES = name_map(
     layer="blk.{i}",
     layers={
         "attention_norm": "attn_norm",
-        "q": "attn_q",
-        "k": "attn_k",
-        "v": "attn_v",
+        "q": "attn_qkv|attn_q",
+        "k": "attn_qkv|attn_k",
+        "v": "attn_qkv|attn_v",
         "q_norm": "attn_q_norm",
         "k_norm": "attn_k_norm",
         "heads.{e}.q_norm": "attn_q_norm",
@@ -173,8 +173,8 @@ GGUF_NAMES = name_map(
         "attention_out_norm": "post_attention_norm",
         "mlp_norm": "ffn_norm",
         "router": "ffn_gate_inp",
-        "experts.{e}.gate": "ffn_gate_exps",
-        "experts.{e}.up": "ffn_up_exps",
+        "experts.{e}.gate": "ffn_gate_up_exps|ffn_gate_exps",
+        "experts.{e}.up": "ffn_gate_up_exps|ffn_up_exps",
         "experts.{e}.down": "ffn_down_exps",
         "gate": "ffn_gate",
         "up": "ffn_up",
@@ -183,5 +183,4 @@ GGUF_NAMES = name_map(
     },
     ignored=("attn_rot_embd", r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight"),
 )
-"""GGUF has one set of names."""
-GGUF_FUSED_NAMES = GGUF_NAMES.with_layers(q="attn_qkv", k="attn_qkv", v="attn_qkv")
+"""GGUF has one set of names; files may join queries, keys and values, and the gates of experts with the other half."""

@@ -64,7 +64,7 @@ class ParameterReader:
         for path, name in self._tensor_names.items():
             self._paths.setdefault(name, []).append(path)
         self._num_stacked = {name: _num_stacked(paths) for name, paths in self._paths.items()}
-        """How many experts a tensor holds along its first axis; 0 if it has no such axis."""
+        """How many experts or heads a tensor holds along its first axis; 0 if it has no such axis."""
         self._last: tuple[str, TensorValue] | None = None  # a tensor of many parameters is decoded once
         self._check_names()
         self._check_infos()
@@ -137,7 +137,7 @@ class ParameterReader:
         """The parameter's exact value. Raises FormatError when it, or one of its scales, is not finite."""
         name = self._tensor_names[path]
         if self._num_stacked[name]:
-            return self._read_expert(path, name)
+            return self._read_stacked(path, name)
         if self._last is None or self._last[0] != name:
             self._last = name, self._read_tensor(name)
         value = self._last[1]
@@ -151,8 +151,8 @@ class ParameterReader:
             return self._with_halves_apart(path, value)
         return value
 
-    def _read_expert(self, path: str, name: str) -> TensorValue:
-        """A parameter of one expert, of the tensor that holds those of all."""
+    def _read_stacked(self, path: str, name: str) -> TensorValue:
+        """A parameter of one expert or head, of the tensor that holds those of all."""
         assert not isinstance(self.checkpoint, ArtifactCheckpoint), "an artifact has a tensor per parameter"
         _, _, _, expert, role = path.split(".")
         value = self._checked(name, self.checkpoint.read_part(name, int(expert)))
@@ -216,8 +216,9 @@ class ParameterReader:
 
 
 def _num_stacked(paths: list[str]) -> int:
-    """How many experts a tensor of these parameters has along its first axis; 0 if it has no such axis."""
-    return len({path.split(".")[3] for path in paths if ".experts." in path}) if len(paths) > 1 else 0
+    """How many experts or heads a tensor of these parameters has along its first axis; 0 if it has no such axis."""
+    is_stacked = len(paths) > 1 and (".experts." in paths[0] or ".heads." in paths[0])
+    return len({path.split(".")[3] for path in paths}) if is_stacked else 0
 
 
 def _name_map(checkpoint: AnyCheckpoint) -> NameMap | None:

@@ -2,7 +2,7 @@
 
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_FUSED_NAMES, name_map
+from strop.models.names import GGUF_NAMES, name_map
 from strop.models.spec import LayerSpec, ModelSpec
 
 
@@ -49,5 +49,5 @@ FAMILY = Family(
     },
     ignored="""hidden_dropout attention_dropout slow_but_exact offset_alibi skip_bias_add skip_bias_add_qkv
     attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion unk_token_id n_inner""",
-    gguf=Gguf("bloom", GGUF_FUSED_NAMES, {"hidden_act": "gelu_new"}),
+    gguf=Gguf("bloom", GGUF_NAMES, {"hidden_act": "gelu_new"}),
 )

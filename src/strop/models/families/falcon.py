@@ -2,7 +2,7 @@
 
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_FUSED_NAMES, name_map
+from strop.models.names import GGUF_NAMES, name_map
 from strop.models.rope import rope
 from strop.models.spec import LayerSpec, ModelSpec
 
@@ -59,5 +59,9 @@ FAMILY = Family(
         "num_kv_heads": ("num_kv_heads", "n_head_kv"),
     },
     ignored="hidden_dropout apply_residual_connection_post_layernorm",
-    gguf=Gguf("falcon", GGUF_FUSED_NAMES.with_layers(attention_norm="attn_norm_2|attn_norm", mlp_norm="attn_norm")),
+    gguf=Gguf(
+        "falcon",
+        GGUF_NAMES.with_layers(attention_norm="attn_norm_2|attn_norm", mlp_norm="attn_norm"),
+        derived=lambda config, tensors: {"new_decoder_architecture": "blk.0.attn_norm_2.weight" in tensors},
+    ),
 )

@@ -26,6 +26,13 @@ def spec(config: Config) -> ModelSpec:
     return config.model(layers, norm, embedding_scale=scale, logit_soft_cap=logit_soft_cap)
 
 
+def gguf_scalar(config: Config, num_layers_27b: int) -> int:
+    """What scores are divided by the root of: H, but in the 27B models, which llama.cpp knows by their depth, D / N."""
+    if config.num_layers == num_layers_27b:
+        return config.model_dim // config.integer("num_attention_heads")
+    return config.head_dim
+
+
 NAMES = LLAMA_NAMES.with_layers(
     attention_out_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
@@ -49,5 +56,10 @@ FAMILY = Family(
     },
     config_names={"hidden_act": "hidden_activation"},
     ignored="hidden_act cache_implementation",
-    gguf=Gguf("gemma2", GGUF_NAMES, {"query_pre_attn_scalar": None}),
+    gguf=Gguf(
+        "gemma2",
+        GGUF_NAMES,
+        {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096},
+        derived=lambda config, tensors: {"query_pre_attn_scalar": gguf_scalar(config, num_layers_27b=46)},
+    ),
 )

@@ -53,5 +53,9 @@ FAMILY = Family(
         "sliding_window_pattern": ("sliding_window_pattern", "_sliding_window_pattern"),
     },
     ignored="hidden_act cache_implementation _sliding_window_pattern",
-    gguf=Gguf("gemma3", GGUF_NAMES, {"query_pre_attn_scalar": None}),
+    gguf=Gguf(
+        "gemma3",
+        GGUF_NAMES,
+        derived=lambda config, tensors: {"query_pre_attn_scalar": gemma2.gguf_scalar(config, num_layers_27b=62)},
+    ),
 )

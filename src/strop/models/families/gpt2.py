@@ -2,7 +2,7 @@
 
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_FUSED_NAMES, name_map
+from strop.models.names import GGUF_NAMES, name_map
 from strop.models.spec import LayerSpec, ModelSpec
 
 
@@ -57,5 +57,5 @@ FAMILY = Family(
     defaults=DEFAULTS,
     config_names=CONFIG_NAMES,
     ignored=IGNORED,
-    gguf=Gguf("gpt2", GGUF_FUSED_NAMES, {"hidden_act": "gelu_new"}),
+    gguf=Gguf("gpt2", GGUF_NAMES, {"hidden_act": "gelu_new"}),
 )

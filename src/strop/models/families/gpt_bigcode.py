@@ -5,7 +5,7 @@ from dataclasses import replace
 from strop.models.config import Config
 from strop.models.families import gpt2
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_FUSED_NAMES, name_map
+from strop.models.names import GGUF_NAMES, name_map
 from strop.models.spec import ModelSpec
 
 
@@ -36,5 +36,10 @@ FAMILY = Family(
     ignored=gpt2.IGNORED
     + """ attention_softmax_in_fp32 scale_attention_softmax_in_fp32 inference_runner validate_runner_input
     pre_allocate_kv_cache max_sequence_length max_batch_size pad_key_length""",
-    gguf=Gguf("starcoder", GGUF_FUSED_NAMES, {"hidden_act": "gelu_pytorch_tanh"}),
+    gguf=Gguf(
+        "starcoder",
+        GGUF_NAMES,
+        {"hidden_act": "gelu_pytorch_tanh"},
+        derived=lambda config, tensors: {"multi_query": config.get("num_key_value_heads") == 1},
+    ),
 )

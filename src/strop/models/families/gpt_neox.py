@@ -2,7 +2,7 @@
 
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_FUSED_NAMES, name_map
+from strop.models.names import GGUF_NAMES, name_map
 from strop.models.rope import rope
 from strop.models.spec import LayerSpec, ModelSpec
 
@@ -43,5 +43,5 @@ FAMILY = Family(
     defaults={"max_position_embeddings": 2048, "hidden_act": "gelu", "partial_rotary_factor": 0.25},
     config_names={"partial_rotary_factor": "rotary_pct", "rope_theta": ("rope_theta", "rotary_emb_base")},
     ignored="hidden_dropout classifier_dropout",
-    gguf=Gguf("gptneox", GGUF_FUSED_NAMES, {"hidden_act": "gelu"}),
+    gguf=Gguf("gptneox", GGUF_NAMES, {"hidden_act": "gelu"}),
 )

@@ -9,6 +9,7 @@ from strop.models.spec import LayerSpec, ModelSpec
 
 def spec(config: Config) -> ModelSpec:
     """The network of GraniteForCausalLM."""
+    config.require("rope_is_on", True)
     bias, norm = config.flag("attention_bias", False), config.rms_norm()
     scale = config.number("attention_multiplier", 1.0)
     attention = config.attention(rope(config), qkv_bias=bias, out_bias=bias, scale=scale)

@@ -2,7 +2,7 @@
 
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_FUSED_NAMES, LLAMA_NAMES
+from strop.models.names import GGUF_NAMES, LLAMA_NAMES
 from strop.models.rope import rope
 from strop.models.spec import LayerSpec, ModelSpec
 
@@ -25,5 +25,5 @@ FAMILY = Family(
     names=LLAMA_NAMES.with_layers(q=_QKV, k=_QKV, v=_QKV, gate=_GATE_UP, up=_GATE_UP),
     defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
     ignored="embd_pdrop resid_pdrop attention_bias",
-    gguf=Gguf("phi3", GGUF_FUSED_NAMES.with_layers(gate="ffn_up", up="ffn_up")),
+    gguf=Gguf("phi3", GGUF_NAMES.with_layers(gate="ffn_up", up="ffn_up")),
 )

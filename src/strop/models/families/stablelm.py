@@ -26,5 +26,13 @@ FAMILY = Family(
     defaults={"max_position_embeddings": 4096, "partial_rotary_factor": 0.25},
     config_names={"partial_rotary_factor": ("partial_rotary_factor", "rope_pct")},
     ignored="hidden_dropout",
-    gguf=Gguf("stablelm", GGUF_NAMES),
+    # Files call models parallel whose configs do not say.
+    gguf=Gguf(
+        "stablelm",
+        GGUF_NAMES,
+        derived=lambda config, tensors: {
+            "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
+            "qk_layernorm": "blk.0.attn_q_norm.weight" in tensors,
+        },
+    ),
 )
