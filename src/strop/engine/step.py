@@ -10,11 +10,12 @@ import numpy as np
 
 from strop.engine.pack import StepShape
 from strop.models import decoder
+from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
 from strop.ops import native
-from strop.ops.attention import Rows
+from strop.ops.attention import Rows, new_cache
 from strop.ops.bound import bind_native
 from strop.ops.program import string_calls
 from strop.ops.sample import SampleInputs, SampleOutputs
@@ -42,8 +43,26 @@ class CompiledModel:
 
     def __init__(self, params: Parameters, spec: ModelSpec, layout: Single) -> None:
         self._spec, self._layout = spec, layout
+        self._cache_dtype = params.weights["embed"].parts[0].data.dtype
         self._arrays, self._tree = jax.tree.flatten(params)
         self._calls: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def new_caches(self, num_blocks: Sequence[int]) -> Caches:
+        """Empty ones, with so many blocks for each group of layers."""
+        layout = self._layout
+        return tuple(
+            new_cache(
+                layout.platform,
+                len(group.layers),
+                count,
+                group.num_kv_heads,
+                group.head_dim,
+                layout.block_len,
+                self._cache_dtype,
+                layout.kv_dtype,
+            )
+            for group, count in zip(cache_groups(self._spec), num_blocks, strict=True)
+        )
 
     def step(
         self, caches: Caches, ints: np.ndarray, inputs: SampleInputs | None, shape: StepShape, num_top: int
@@ -82,6 +101,19 @@ class CompiledModel:
 
         (logits,), caches = self._call(("logits", shape), score, caches, ints)
         return logits, caches
+
+    def hidden(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
+        """Hidden states of every row after the final norm float32 [T, D], and the caches. No row needs logits."""
+
+        def embed(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
+            caches, ints = args[: shape.num_groups], args[shape.num_groups]
+            params = jax.tree.unflatten(self._tree, arrays)
+            rows, _ = unpack(ints, shape)
+            hidden, caches = decoder.forward(params, self._spec, rows, caches, self._layout)
+            return decoder.final_norm(params, self._spec, hidden, rows.counts, self._layout), *caches
+
+        (hidden,), caches = self._call(("hidden", shape), embed, caches, ints)
+        return hidden, caches
 
     def _call(
         self, key: tuple[Any, ...], function: Callable[..., Any], caches: Caches, *args: Any

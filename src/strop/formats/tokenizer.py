@@ -105,9 +105,11 @@ class Tokenizer:
         ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
         if self._has_stand_ins:
             ids = self._without_stand_ins(ids)
-        if add_special:
-            return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
-        return ids
+        return self.frame(ids) if add_special else ids
+
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        """`ids` between the special tokens that the model expects around a text."""
+        return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
 
     def decode(self, ids: Iterable[int], skip_special: bool = False, *, continuation: bool = False) -> str:
         """Text of `ids`, incomplete UTF-8 as U+FFFD. RequestError for an id out of range.
