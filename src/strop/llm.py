@@ -128,7 +128,7 @@ class LLM:
         Raises:
             RequestError: the LLM generates, or a text is empty or too long.
         """
-        texts = [prompts] if _is_one(prompts) else prompts
+        texts: Iterable[Any] = [prompts] if _is_one(prompts) else prompts
         return list(self.embedder.embed(texts, pooling=pooling, normalize=normalize, truncate=truncate))
 
     def stream(

@@ -103,14 +103,17 @@ class CompiledModel:
         return logits, caches
 
     def hidden(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
-        """Hidden states of every row after the final norm float32 [T, D], and the caches. No row needs logits."""
+        """Hidden states of every row after the final norm float32 [T, D], and the caches.
+
+        Without caches (they are empty) the rows attend among themselves, which the native kernels do not do.
+        """
 
         def embed(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
-            caches, ints = args[: shape.num_groups], args[shape.num_groups]
+            *given, ints = args
             params = jax.tree.unflatten(self._tree, arrays)
             rows, _ = unpack(ints, shape)
-            hidden, caches = decoder.forward(params, self._spec, rows, caches, self._layout)
-            return decoder.final_norm(params, self._spec, hidden, rows.counts, self._layout), *caches
+            hidden, updated = decoder.forward(params, self._spec, rows, tuple(given) or None, self._layout)
+            return decoder.final_norm(params, self._spec, hidden, rows.counts, self._layout), *(updated or ())
 
         (hidden,), caches = self._call(("hidden", shape), embed, caches, ints)
         return hidden, caches
@@ -124,7 +127,8 @@ class CompiledModel:
         if call is None:
             call = self._calls[key] = self._bind(function, caches, *args)
         results = call(*caches, *args)
-        return results[: -len(caches)], tuple(results[-len(caches) :])
+        num_results = len(results) - len(caches)
+        return results[:num_results], tuple(results[num_results:])
 
     def _bind(self, function: Callable[..., Any], caches: Caches, *args: Any) -> Callable[..., Any]:
         library = native.library() if self._layout.platform == "native" else None
