@@ -86,7 +86,7 @@ class Embedder:
                 num_cut += tokens.num_cut > 0
         if num_cut:
             limit = self.config.max_context_len
-            log.warning("%d of %d texts were longer than %d tokens and have been cut there", num_cut, num_texts, limit)
+            log.warning("%d of %d texts cut to %d tokens, the most this model takes", num_cut, num_texts, limit)
 
     def _tokenize(self, texts: Iterable[Text], truncate: bool) -> Iterator[_Tokens]:
         limit = self.config.max_context_len
@@ -107,7 +107,6 @@ class Embedder:
         if not isinstance(text, str):
             return _Tokens(prepare_prompt(self.tokenizer, text, vocab_size=self.spec.vocab_size))
         text = self.pooling.prompt + text
-        text = text.strip() if self.pooling.strip else text
         ids = self.tokenizer.encode(text.lower() if self.pooling.lowercase else text, add_special=False)
         too_many = 0 if limit is None else len(self.tokenizer.frame(ids)) - limit
         num_cut = min(max(too_many, 0), len(ids))

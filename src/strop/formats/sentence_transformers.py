@@ -16,7 +16,13 @@ PoolingKind = Literal["mean", "cls", "last", "max"]
 of each dimension."""
 
 MAX_LISTING_BYTES = MIB
-_KINDS: dict[str, PoolingKind] = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
+_KINDS: dict[str, PoolingKind] = {
+    "mean": "mean", "mean_tokens": "mean",
+    "cls": "cls", "cls_token": "cls",
+    "lasttoken": "last",
+    "max": "max", "max_tokens": "max",
+}  # fmt: skip
+"""By the names that newer and older versions of the library write."""
 _LIMITS_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -36,8 +42,6 @@ class Pooling:
     prompt: str = ""
     """Put before every text."""
     lowercase: bool = False
-    strip: bool = False
-    """Take off white space around a text."""
 
 
 def read_pooling(folder: Path) -> Pooling | None:
@@ -58,6 +62,9 @@ def read_pooling(folder: Path) -> Pooling | None:
         )
     (_, transformer), (_, pooling) = modules[:2]
     limits = next((found for name in _LIMITS_FILES if (found := _read_if_there(folder / transformer / name))), {})
+    task = limits.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise UnsupportedError(f"{folder}: transformer_task={task!r:.80}; accepted is 'feature-extraction'")
     max_tokens = limits.get("max_seq_length") or _read_if_there(folder / "tokenizer_config.json").get("model_max_length")
     prompt = _default_prompt(folder / "config_sentence_transformers.json")
     return Pooling(
@@ -66,7 +73,6 @@ def read_pooling(folder: Path) -> Pooling | None:
         max_tokens=None if max_tokens is None else _num_tokens(max_tokens, folder),
         prompt=prompt,
         lowercase=limits.get("do_lower_case") is True,
-        strip=True,
     )
 
 
@@ -93,12 +99,11 @@ def _kind(path: Path, *, has_prompt: bool) -> PoolingKind:
     if not path.is_file():
         raise FormatError(f"{path}: missing; it says how hidden states are pooled: download the model again")
     config = read_json(path)
-    prefix = "pooling_mode_"
-    modes = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value is True]
+    flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    named = config.get("pooling_mode", [flag.removeprefix("pooling_mode_") for flag in flags])
+    modes = [str(mode) for mode in (named if isinstance(named, list) else [named])]
     if len(modes) != 1 or modes[0] not in _KINDS:
-        raise UnsupportedError(
-            f"{path}: pools by {' and '.join(modes) or 'nothing'}; accepted is one of {', '.join(_KINDS)}"
-        )
+        raise UnsupportedError(f"{path}: pools by {modes!r:.200}; accepted is one of {', '.join(_KINDS)}")
     if has_prompt and config.get("include_prompt") is False:
         raise UnsupportedError(f"{path}: include_prompt=false with a default prompt: Strop pools over the prompt too")
     return _KINDS[modes[0]]
