@@ -40,7 +40,7 @@ def main() -> None:
     model = SentenceTransformer(str(folder), device="cpu")
     # One at a time: padding moves the last bits.
     embeddings = np.concatenate([model.encode([text]) for text in TEXTS])
-    num_tokens = [int(model.tokenize([text])["attention_mask"].sum()) for text in TEXTS]
+    num_tokens = [int(model.preprocess([text])["attention_mask"].sum()) for text in TEXTS]
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     np.savez_compressed(
         TARGET,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 
@@ -43,7 +44,9 @@ class Embedder:
         self.memory = model.memory
         self.pooling: Pooling = model.pooling
         self.config = config
-        self._compiled = CompiledModel(model.params, model.spec, Single(model.platform, config.block_len, config.kv_dtype))
+        self._compiled = CompiledModel(
+            model.params, model.spec, Single(model.platform, config.block_len, config.kv_dtype)
+        )
         self._num_blocks = [num_pool_blocks(config, group.window_len) for group in cache_groups(model.spec)]
         self._is_native = model.platform == "native"
         self._caches = self._new_caches()
@@ -71,6 +74,8 @@ class Embedder:
         Raises:
             RequestError: a text is empty (and the model has no special tokens to frame it), malformed or too long.
         """
+        if pooling is not None and pooling not in get_args(PoolingKind):
+            raise RequestError(f"pooling={pooling!r:.80} is unknown: choose from {', '.join(get_args(PoolingKind))}")
         how = replace(
             self.pooling,
             kind=self.pooling.kind if pooling is None else pooling,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
@@ -118,6 +118,8 @@ def load_model(
 
 def _pooling(model: str, checkpoint: AnyCheckpoint, spec: ModelSpec, runner: Runner) -> Pooling | None:
     """How the model is to pool, None if it is to generate. UnsupportedError for an encoder that is to generate."""
+    if runner not in get_args(Runner):
+        raise RequestError(f"runner={runner!r:.80} is unknown: choose from {', '.join(get_args(Runner))}")
     if runner == "generate":
         if not spec.causal:
             raise UnsupportedError(

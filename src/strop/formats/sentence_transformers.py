@@ -65,7 +65,9 @@ def read_pooling(folder: Path) -> Pooling | None:
     task = limits.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         raise UnsupportedError(f"{folder}: transformer_task={task!r:.80}; accepted is 'feature-extraction'")
-    max_tokens = limits.get("max_seq_length") or _read_if_there(folder / "tokenizer_config.json").get("model_max_length")
+    max_tokens = limits.get("max_seq_length") or _read_if_there(folder / "tokenizer_config.json").get(
+        "model_max_length"
+    )
     prompt = _default_prompt(folder / "config_sentence_transformers.json")
     return Pooling(
         _kind(folder / pooling / "config.json", has_prompt=bool(prompt)),

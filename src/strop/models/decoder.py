@@ -184,9 +184,7 @@ class _Layer:
         )
 
 
-def final_norm(
-    params: Parameters, spec: ModelSpec, hidden: jax.Array, counts: jax.Array, layout: Single
-) -> jax.Array:
+def final_norm(params: Parameters, spec: ModelSpec, hidden: jax.Array, counts: jax.Array, layout: Single) -> jax.Array:
     """Hidden states float32 [T, D] after the final norm, where there is one: what `logits` multiplies by the head."""
     if spec.final_norm is None:
         return hidden
