@@ -98,7 +98,7 @@ def test_pooling_and_length_can_be_chosen(tiny: LLM) -> None:
         np.testing.assert_allclose(embed(pooling=kind, normalize=True), vector / np.linalg.norm(vector), rtol=1e-6)
     np.testing.assert_array_equal(embed(), embed(pooling="mean", normalize=True))
     assert (raw["max"] >= np.maximum(raw["cls"], raw["last"])).all()
-    with pytest.raises(RequestError, match="pooling='sum'.*mean, cls, last, max"):
+    with pytest.raises(RequestError, match=r"pooling='sum'.*mean, cls, last, max"):
         embed(pooling="sum")
 
 
@@ -180,12 +180,12 @@ def test_who_generates_and_who_embeds(encoder: Path, tiny: LLM, tiny_path: Calla
     ):
         with pytest.raises(RequestError, match=r"embed\(\).*an encoder writes no text"):
             ask()
-    with pytest.raises(UnsupportedError, match="an encoder.*strop embed"):
+    with pytest.raises(UnsupportedError, match=r"an encoder.*strop embed"):
         LLM(str(encoder), runner="generate")
     decoder = LLM(str(tiny_path()), max_context_len=64)
     with pytest.raises(RequestError, match="runner='pooling'"):
         decoder.embed("hello")
-    with pytest.raises(RequestError, match="runner='both'.*auto, generate, pooling"):
+    with pytest.raises(RequestError, match=r"runner='both'.*auto, generate, pooling"):
         LLM(str(encoder), runner="both")  # type: ignore[arg-type]
 
 
@@ -193,7 +193,7 @@ def test_a_decoder_pools_its_last_token(tiny_path: Callable[..., Path]) -> None:
     sizes: dict[str, Any] = {"max_context_len": 128, "num_threads": 2}
     whole = LLM(str(tiny_path()), runner="pooling", max_step_tokens=128, **sizes)
     assert whole.embedder.pooling == Pooling("last")
-    with pytest.raises(RequestError, match="call embed.*runner='generate'"):
+    with pytest.raises(RequestError, match=r"call embed.*runner='generate'"):
         whole.generate("hello")
     texts = ["hello world " * 8, "hello", "world hello"]
     last = vectors(whole.embed(texts))

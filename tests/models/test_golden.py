@@ -98,10 +98,10 @@ def embedder(name: str, platform: Platform, **sizes: Any) -> Embedder:
     return Embedder(model, replace(engine.config, **sizes))
 
 
-def hidden_states(name: str, platform: Platform, texts: np.ndarray) -> np.ndarray:
+def hidden_states(model: Embedder, texts: np.ndarray) -> np.ndarray:
     """Hidden states [B, T, D], all texts in one step."""
     batch = [_Tokens(tuple(ids)) for ids in texts.tolist()]
-    hidden = embedder(name, platform)._hidden(batch, 0, [len(text.ids) for text in batch])
+    hidden = model._hidden(batch, 0, [len(text.ids) for text in batch])
     return hidden[: texts.size].reshape(*texts.shape, -1).copy()
 
 
@@ -139,7 +139,7 @@ def test_float32_parity_of_encoders_with_transformers(name: str) -> None:
         rows = rows_of(token_ids, engine.spec.causal)
         hidden, _ = forward(engine.params, engine.spec, rows, None, Single("xla"))
         np.testing.assert_allclose(hidden, wanted, rtol=0, atol=1e-5)
-    crowded = hidden_states(name, "xla", expected["tokens"][:, :32])
+    crowded = hidden_states(embedder(name, "xla"), expected["tokens"][:, :32])
     for token_ids, found in zip(expected["tokens"][:, :32], crowded, strict=True):
         hidden, _ = forward(engine.params, engine.spec, rows_of(token_ids, False), None, Single("xla"))
         np.testing.assert_allclose(found, hidden, rtol=0, atol=1e-5)
@@ -148,11 +148,12 @@ def test_float32_parity_of_encoders_with_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_native_parity_of_encoders_within_bf16_attention(name: str) -> None:
     expected = arrays(name)
+    model = embedder(name, "native")
     mean_tolerance, tolerance = BF16_ATTENTION["f32"]
     before = str(native.isa())
     for isa in filter(native.select_isa, native.ISAS):
         for token_ids, wanted in zip(expected["tokens"], expected["hidden"], strict=True):
-            found = hidden_states(name, "native", token_ids[None])[0]
+            found = hidden_states(model, token_ids[None])[0]
             np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance, err_msg=isa)
             assert np.sqrt(np.mean(np.square(found - wanted))) < mean_tolerance, isa
     native.select_isa(before)

@@ -127,17 +127,17 @@ def _pooling(model: str, checkpoint: AnyCheckpoint, spec: ModelSpec, runner: Run
                 " write text, pass a decoder, such as a Llama or a Qwen"
             )
         return None
-    if isinstance(checkpoint, GGUFCheckpoint):
-        found = _pooling_from_gguf(checkpoint)
-    else:
-        found = read_pooling(checkpoint.path)
+    found = _stored_pooling(checkpoint)
     if found is None and (runner == "pooling" or not spec.causal):
         found = Pooling("last" if spec.causal else "mean")  # only its last token has seen all of a decoder's text
         log.info("the model does not say how to pool: taking the %s of its hidden states, to length 1", found.kind)
     return found
 
 
-def _pooling_from_gguf(checkpoint: GGUFCheckpoint) -> Pooling | None:
+def _stored_pooling(checkpoint: AnyCheckpoint) -> Pooling | None:
+    """What the model's files say of it, if anything."""
+    if not isinstance(checkpoint, GGUFCheckpoint):
+        return read_pooling(checkpoint.path)
     key = f"{checkpoint.metadata.get('general.architecture')}.pooling_type"
     number = checkpoint.metadata.get(key, 0)
     if number not in range(len(_GGUF_POOLING)):

@@ -250,8 +250,8 @@ class Tokenizer:
 
 def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model or BERT's vocab.txt, and if there
-    tokenizer_config.json, generation_config.json and chat templates. FormatError for damaged files, UnsupportedError for a decoder that is
-    not byte-exact."""
+    tokenizer_config.json, generation_config.json and chat templates. FormatError for damaged files, UnsupportedError
+    for a decoder that is not byte-exact."""
     folder = Path(folder)
     config = _read_json(folder / "tokenizer_config.json")
     whole, model_file, vocab_file = (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.txt"))

@@ -17,9 +17,13 @@ MAX_WORD_LEN = 100
 MAX_VOCAB_BYTES = 64 * MIB
 _CLASSES = ("Bert", "DistilBert", "Electra")
 _SPECIAL = {
-    name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "cls_token", "pad_token", "mask_token")
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "cls_token": "[CLS]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
 }
-_REFUSED = {"do_basic_tokenize": (True, None), "never_split": (None, [])}
+_REFUSED: dict[str, tuple[Any, ...]] = {"do_basic_tokenize": (True, None), "never_split": (None, [])}
 """Keys that change the ids at values other than these."""
 
 
