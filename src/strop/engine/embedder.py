@@ -193,7 +193,7 @@ class Embedder:
     def _shape(self, num_rows: int, num_seqs: int, longest: int) -> StepShape:
         """The bucket of a step."""
         table_len = -(-(self.config.max_context_len if self._is_native else longest) // self.config.block_len)
-        factor = 8 if self._is_native else 2
+        factor = 8 if self._is_native else 2  # the kernels skip padding, XLA computes it
         return StepShape(bucket(num_rows, factor, 64), bucket(num_seqs, 8), bucket(table_len, 2), len(self._num_blocks))
 
 
