@@ -14,6 +14,7 @@ _PUBLIC = {
     "SamplingParams": "strop.core.request",
     "CompletionOutput": "strop.core.request",
     "RequestOutput": "strop.core.request",
+    "EmbeddingRequestOutput": "strop.core.request",
     "EngineConfig": "strop.core.config",
     "StropError": "strop.core.errors",
 }

@@ -1,15 +1,25 @@
-"""`LLM`: many prompts in, finished answers out. The engine runs on the caller's thread."""
+"""`LLM`: many prompts in, finished answers or vectors out. The engine runs on the caller's thread."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from numbers import Integral
 from typing import Any
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
-from strop.core.request import CompletionOutput, Delta, Request, RequestOutput, SamplingParams
+from strop.core.request import (
+    CompletionOutput,
+    Delta,
+    EmbeddingRequestOutput,
+    Request,
+    RequestOutput,
+    SamplingParams,
+)
+from strop.engine.embedder import Embedder, Text
 from strop.engine.engine import Engine
+from strop.engine.loading import Runner, load_model
 from strop.engine.text import Prompt, StreamDetokenizer, must_abort, prepare_prompt
+from strop.formats.sentence_transformers import PoolingKind
 
 Prompts = Prompt | Sequence[Prompt]
 
@@ -21,19 +31,40 @@ class LLM:
     >>> llm.generate(["Once upon a time"], SamplingParams(temperature=0))[0].outputs[0].text
     """
 
-    def __init__(self, model: str, config: EngineConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: str, config: EngineConfig | None = None, *, runner: Runner = "auto", **settings: Any
+    ) -> None:
         """Loads `model`: a GGUF file, a Hugging Face folder, an artifact, or a Hub id.
 
         Args:
             config: engine settings; or pass its fields as keywords.
+            runner: "generate" text, or "pooling": make vectors of texts (`embed`). "auto" pools if the model is an
+                encoder or comes with the files of sentence-transformers.
 
         Raises:
             FormatError, UnsupportedError, CapacityError: see strop.core.errors.
         """
         if config is not None and settings:
             raise RequestError(f"give either config or its fields ({', '.join(settings)}), not both")
-        self.engine = Engine.load(model, config or EngineConfig(**settings))
+        loaded, config = load_model(model, config or EngineConfig(**settings), runner=runner)
+        self._engine = Engine(loaded, config) if loaded.pooling is None else None
+        self._embedder = Embedder(loaded, config) if loaded.pooling is not None else None
         self._ids = count()
+
+    @property
+    def engine(self) -> Engine:
+        """What generates. RequestError if the model was loaded to pool."""
+        if self._engine is None:
+            can = "an encoder writes no text" if not self.embedder.spec.causal else "load it with runner='generate'"
+            raise RequestError(f"this LLM makes vectors of texts: call embed() ({can})")
+        return self._engine
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes vectors. RequestError if the model was loaded to generate."""
+        if self._embedder is None:
+            raise RequestError("this LLM generates text: load it with runner='pooling' to make vectors of texts")
+        return self._embedder
 
     def generate(
         self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -81,6 +112,24 @@ class LLM:
         """
         token_ids = prepare_prompt(self.engine.tokenizer, messages, vocab_size=self.engine.spec.vocab_size, **template)
         return self.generate([token_ids], sampling_params)[0]
+
+    def embed(
+        self,
+        prompts: Text | Iterable[Text],
+        *,
+        pooling: PoolingKind | None = None,
+        normalize: bool | None = None,
+        truncate: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for each text (or its token ids), in order, as sentence-transformers would make it.
+
+        See strop.engine.embedder: `Embedder.embed` yields them one by one, for more texts than fit in memory.
+
+        Raises:
+            RequestError: the LLM generates, or a text is empty or too long.
+        """
+        texts: Iterable[Any] = [prompts] if _is_one(prompts) else prompts
+        return list(self.embedder.embed(texts, pooling=pooling, normalize=normalize, truncate=truncate))
 
     def stream(
         self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -136,4 +185,6 @@ class LLM:
 
 def _is_one(prompts: Any) -> bool:
     """Whether `prompts` is a single prompt: text, token ids, or one conversation."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | Mapping))
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return isinstance(prompts, str)
+    return len(prompts) > 0 and isinstance(prompts[0], Integral | Mapping)

@@ -1,8 +1,10 @@
 """What transformers says in float32, against the decoder: without a cache, and through the engine's paged one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,11 @@ import pytest
 
 from strop.core.config import EngineConfig
 from strop.core.request import Request, SamplingParams
+from strop.engine.embedder import Embedder, _Tokens
 from strop.engine.engine import Engine
 from strop.engine.loading import LoadedModel, _unserved
 from strop.formats.checkpoint import open_checkpoint
+from strop.formats.sentence_transformers import Pooling
 from strop.models import decoder
 from strop.models.layout import Single
 from strop.models.load import load
@@ -79,17 +83,31 @@ def scores(engine: Engine, token_ids: list[int], decode_from: int | None = None)
     return np.concatenate(list(engine.score(token_ids, decode_from=decode_from)))
 
 
-def causal_rows(token_ids: jax.Array) -> Rows:
+def rows_of(token_ids: jax.Array, causal: bool) -> Rows:
     places = jnp.arange(len(token_ids), dtype=jnp.int32)
-    fields = jnp.stack([token_ids, places, places, jnp.zeros_like(places), places + 1, jnp.zeros_like(places)])
+    ends = places + 1 if causal else jnp.full_like(places, len(token_ids))
+    fields = jnp.stack([token_ids, places, places, jnp.zeros_like(places), ends, jnp.zeros_like(places)])
     counts = jnp.array([len(token_ids)] * 2, jnp.int32)
     return Rows(fields, jnp.zeros((1, 1), jnp.int32), counts)
 
 
 def logits_without_cache(params: Parameters, spec: ModelSpec, token_ids: jax.Array) -> jax.Array:
-    rows, layout = causal_rows(token_ids), Single("xla")
+    rows, layout = rows_of(token_ids, spec.causal), Single("xla")
     hidden, _ = decoder.forward(params, spec, rows, None, layout)
     return decoder.logits(params, spec, hidden, rows.counts, layout)
+
+
+def embedder(name: str, platform: Platform, **sizes: Any) -> Embedder:
+    engine = tiny_engine(name, platform) if platform == "xla" else native_engine(name)
+    model = LoadedModel(engine.spec, engine.params, engine.tokenizer, engine.memory, platform, Pooling("last", False))
+    return Embedder(model, replace(engine.config, **sizes))
+
+
+def hidden_states(model: Embedder, texts: np.ndarray) -> np.ndarray:
+    """Hidden states [B, T, D], all texts in one step."""
+    batch = [_Tokens(tuple(ids)) for ids in texts.tolist()]
+    hidden = model._hidden(batch, 0, [len(text.ids) for text in batch])
+    return hidden[: texts.size].reshape(*texts.shape, -1).copy()
 
 
 def greedy(engine: Engine, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -115,6 +133,47 @@ def test_float32_parity_with_transformers(name: str) -> None:
         np.testing.assert_allclose(forward(engine.params, engine.spec, token_ids)[:40], wanted, rtol=0, atol=1e-5)
         # Each answer token is the best one given those before it: just what greedy decoding does.
         np.testing.assert_array_equal(through_cache[39:47].argmax(-1), answer)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_float32_parity_of_encoders_with_transformers(name: str) -> None:
+    expected = arrays(name)
+    engine = tiny_engine(name, "xla")
+    forward = jax.jit(decoder.forward, static_argnums=(1, 4))
+    for token_ids, wanted in zip(expected["tokens"], expected["hidden"], strict=True):
+        rows = rows_of(token_ids, engine.spec.causal)
+        hidden, _ = forward(engine.params, engine.spec, rows, None, Single("xla"))
+        np.testing.assert_allclose(hidden, wanted, rtol=0, atol=1e-5)
+    crowded = hidden_states(embedder(name, "xla"), expected["tokens"][:, :32])
+    for token_ids, found in zip(expected["tokens"][:, :32], crowded, strict=True):
+        hidden, _ = forward(engine.params, engine.spec, rows_of(token_ids, False), None, Single("xla"))
+        np.testing.assert_allclose(found, hidden, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_native_parity_of_encoders_within_bf16_attention(name: str) -> None:
+    expected = arrays(name)
+    model = embedder(name, "native")
+    mean_tolerance, tolerance = BF16_ATTENTION["f32"]
+    before = str(native.isa())
+    for isa in filter(native.select_isa, native.ISAS):
+        for token_ids, wanted in zip(expected["tokens"], expected["hidden"], strict=True):
+            found = hidden_states(model, token_ids[None])[0]
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance, err_msg=isa)
+            assert np.sqrt(np.mean(np.square(found - wanted))) < mean_tolerance, isa
+    native.select_isa(before)
+
+
+@pytest.mark.parametrize("name", ["gpt2-prefixed", "mistral-window", "llama-gqa-tied-bf16"])
+def test_a_decoders_last_hidden_state_gives_its_logits(name: str) -> None:
+    expected = arrays(name)
+    # Chunks of 7 tokens; where there is a window, fewer blocks than a text has, so that they are used again.
+    model = embedder(name, "xla", block_len=8, max_step_tokens=7, max_num_seqs=1, prefix_cache=False)
+    tokenized = [_Tokens(tuple(ids)) for ids in expected["tokens"].tolist()]
+    hidden = np.stack([model._vectors([tokens], model.pooling)[0] for tokens in tokenized])
+    weights = tiny_engine(name, "xla").params.weights
+    head = np.asarray(weights["embed" if model.spec.tied_embeddings else "head"].data)[0]
+    np.testing.assert_allclose(hidden @ head.T, expected["logits"][:, -1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", IN_RANGE)

@@ -168,6 +168,13 @@ def test_a_folder_comes_without_pickles_and_other_layouts(fake: FakeHub) -> None
     assert len(fake.downloads) == 3
 
 
+def test_what_sentence_transformers_adds_comes_too() -> None:
+    wanted = ["1_Pooling/config.json", "2_Normalize/config.json", "config.json", "model.safetensors", "modules.json"]
+    others = ["onnx/config.json", "1_Pooling/weights.bin", "README.md", "../1_Pooling/config.json"]
+    found = choose_files([*wanted, "vocab.txt", *others], HubModel("org/name", None, None), where="org/name")
+    assert found == [*wanted, "vocab.txt"]
+
+
 def test_a_revision_is_honoured_online_and_from_the_cache(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     old = open_checkpoint("some-org/folder@v1")
     assert isinstance(old, HFCheckpoint) and old.config == {"architectures": ["LlamaForCausalLM"]}

@@ -8,6 +8,7 @@ from strop import __version__
 VERBS = {
     "run": "answer one prompt, streamed to the terminal",
     "chat": "a conversation in the terminal, or one line in and one answer out",
+    "embed": "vectors of texts, from an encoder or a decoder, as JSON lines",
     "bench": "measure a model on this machine, beside other engines",
     "eval": "perplexity of a model, and its distance from a reference model",
     "inspect": "what a model file holds, takes, and could reach here, without loading it",

@@ -149,6 +149,26 @@ class RequestOutput:
     num_cached_tokens: int = 0
 
 
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """A text's vector."""
+
+    embedding: list[float]
+    """[D]."""
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """What became of one text."""
+
+    request_id: str
+    """The text's position, as text."""
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cut_tokens: int = 0
+    """Tokens of the text that the model's limit left no room for."""
+
+
 _INT64_MAX = 2**63 - 1
 _LARGEST = 1e30  # stays finite in float32, after any arithmetic the sampler does
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from strop.core.config import EngineConfig
@@ -23,7 +22,7 @@ from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
-from strop.ops.attention import block_axis, new_cache
+from strop.ops.attention import block_axis
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class Engine:
         self.last_step = StepTimes()
         self._table_len = -(-config.max_context_len // config.block_len)
         self._packer = self._new_packer()
-        self._caches = self._new_caches()
+        self._caches = self._compiled.new_caches(self._num_blocks)
         self._num_failures = 0
 
     @classmethod
@@ -233,7 +232,7 @@ class Engine:
         self._packer = self._new_packer()
         for cache in self._caches:
             cache.delete()  # a failed step may or may not have consumed it; two would not fit
-        self._caches = self._new_caches()
+        self._caches = self._compiled.new_caches(self._num_blocks)
 
     def _new_packer(self) -> Packer:
         config = self.config
@@ -246,19 +245,3 @@ class Engine:
             BlockPool(num_blocks, config.block_len, config.prefix_cache, group.window_len)
             for group, num_blocks in zip(self._groups, self._num_blocks, strict=True)
         ]
-
-    def _new_caches(self) -> tuple[jax.Array, ...]:
-        dtype = self.params.weights["embed"].parts[0].data.dtype
-        return tuple(
-            new_cache(
-                self.layout.platform,
-                len(group.layers),
-                num_blocks,
-                group.num_kv_heads,
-                group.head_dim,
-                self.config.block_len,
-                dtype,
-                self.config.kv_dtype,
-            )
-            for group, num_blocks in zip(self._groups, self._num_blocks, strict=True)
-        )

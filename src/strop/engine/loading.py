@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
@@ -15,6 +15,7 @@ from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
 from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.gguf_tokenizer import tokenizer_from_gguf
 from strop.formats.pack_cache import cache_directory
+from strop.formats.sentence_transformers import Pooling, PoolingKind, read_pooling
 from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
@@ -42,6 +43,13 @@ _LEAST = {
 }
 
 
+Runner = Literal["auto", "generate", "pooling"]
+"""What a model is loaded for. auto: to pool, if it is an encoder or comes with the files of sentence-transformers."""
+
+_GGUF_POOLING: tuple[PoolingKind | None, ...] = (None, "mean", "cls", "last")
+"""By the number that a GGUF file has for it; None: the file does not say."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What loading found and made."""
@@ -51,6 +59,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     memory: MemoryPlan
     platform: Platform
+    pooling: Pooling | None = None
+    """How texts become vectors; None: the model is to generate."""
 
 
 def load_model(
@@ -59,12 +69,14 @@ def load_model(
     on_plan: Callable[[MemoryPlan], None] | None = None,
     *,
     chat: bool = False,
+    runner: Runner = "generate",
 ) -> tuple[LoadedModel, EngineConfig]:
     """Opens, checks, plans memory, then loads. Returns the config with every 0 resolved.
 
     Args:
         on_plan: called with the memory plan before the weights are touched.
         chat: the chat template will be needed soon: start its helper process at once.
+        runner: to pool (strop.engine.embedder), the cache has room for a step's tokens, or those of one longer text.
 
     Raises:
         FormatError, UnsupportedError: the checkpoint is damaged or asks for what Strop does not do.
@@ -77,7 +89,12 @@ def load_model(
     tokenizer.fit_embedding(spec.vocab_size)
     if chat:
         tokenizer.start_renderer()
+    pooling = _pooling(model, checkpoint, spec, runner)
+    if pooling is not None and pooling.max_tokens is not None and not config.max_context_len:
+        config = replace(config, max_context_len=min(pooling.max_tokens, spec.max_context_len))
     config = resolve(config, spec)
+    if pooling is not None:
+        config = _for_pooling(config, spec)
 
     keep_compiled_steps()
     platform, reason = choose_platform(spec, config)
@@ -96,7 +113,46 @@ def load_model(
     from strop.models.load import load
 
     params = load(reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash)
-    return LoadedModel(spec, params, tokenizer, memory, platform), config
+    return LoadedModel(spec, params, tokenizer, memory, platform, pooling), config
+
+
+def _pooling(model: str, checkpoint: AnyCheckpoint, spec: ModelSpec, runner: Runner) -> Pooling | None:
+    """How the model is to pool, None if it is to generate. UnsupportedError for an encoder that is to generate."""
+    if runner not in get_args(Runner):
+        raise RequestError(f"runner={runner!r:.80} is unknown: choose from {', '.join(get_args(Runner))}")
+    if runner == "generate":
+        if not spec.causal:
+            raise UnsupportedError(
+                f"{model}: an encoder, which makes vectors of texts and writes none: use `strop embed` or LLM.embed; to"
+                " write text, pass a decoder, such as a Llama or a Qwen"
+            )
+        return None
+    found = _stored_pooling(checkpoint)
+    if found is None and (runner == "pooling" or not spec.causal):
+        found = Pooling("last" if spec.causal else "mean")  # only its last token has seen all of a decoder's text
+        log.info("the model does not say how to pool: taking the %s of its hidden states, to length 1", found.kind)
+    return found
+
+
+def _stored_pooling(checkpoint: AnyCheckpoint) -> Pooling | None:
+    """What the model's files say of it, if anything."""
+    if not isinstance(checkpoint, GGUFCheckpoint):
+        return read_pooling(checkpoint.path)
+    key = f"{checkpoint.metadata.get('general.architecture')}.pooling_type"
+    number = checkpoint.metadata.get(key, 0)
+    if number not in range(len(_GGUF_POOLING)):
+        raise UnsupportedError(f"{checkpoint.path}: {key}={number!r:.80}; accepted are 1 (mean), 2 (cls) and 3 (last)")
+    kind = _GGUF_POOLING[number]
+    return None if kind is None else Pooling(kind)
+
+
+def _for_pooling(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """Steps that hold a whole text, where its tokens see those after them, and the blocks that one step can use."""
+    if not spec.causal:
+        config = replace(config, max_step_tokens=max(config.max_step_tokens, config.max_context_len))
+    of_a_step = config.max_step_tokens // config.block_len + config.max_num_seqs
+    of_a_text = -(-config.max_context_len // config.block_len)
+    return replace(config, num_blocks=1 + max(of_a_step, of_a_text))
 
 
 def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, str | None]:

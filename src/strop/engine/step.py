@@ -10,11 +10,12 @@ import numpy as np
 
 from strop.engine.pack import StepShape
 from strop.models import decoder
+from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
 from strop.ops import native
-from strop.ops.attention import Rows
+from strop.ops.attention import Rows, new_cache
 from strop.ops.bound import bind_native
 from strop.ops.program import string_calls
 from strop.ops.sample import SampleInputs, SampleOutputs
@@ -42,8 +43,26 @@ class CompiledModel:
 
     def __init__(self, params: Parameters, spec: ModelSpec, layout: Single) -> None:
         self._spec, self._layout = spec, layout
+        self._cache_dtype = params.weights["embed"].parts[0].data.dtype
         self._arrays, self._tree = jax.tree.flatten(params)
         self._calls: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def new_caches(self, num_blocks: Sequence[int]) -> Caches:
+        """Empty ones, with so many blocks for each group of layers."""
+        layout = self._layout
+        return tuple(
+            new_cache(
+                layout.platform,
+                len(group.layers),
+                count,
+                group.num_kv_heads,
+                group.head_dim,
+                layout.block_len,
+                self._cache_dtype,
+                layout.kv_dtype,
+            )
+            for group, count in zip(cache_groups(self._spec), num_blocks, strict=True)
+        )
 
     def step(
         self, caches: Caches, ints: np.ndarray, inputs: SampleInputs | None, shape: StepShape, num_top: int
@@ -83,6 +102,22 @@ class CompiledModel:
         (logits,), caches = self._call(("logits", shape), score, caches, ints)
         return logits, caches
 
+    def hidden(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
+        """Hidden states of every row after the final norm float32 [T, D], and the caches.
+
+        Without caches (they are empty) the rows attend among themselves, which the native kernels do not do.
+        """
+
+        def embed(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
+            *given, ints = args
+            params = jax.tree.unflatten(self._tree, arrays)
+            rows, _ = unpack(ints, shape)
+            hidden, updated = decoder.forward(params, self._spec, rows, tuple(given) or None, self._layout)
+            return decoder.final_norm(params, self._spec, hidden, rows.counts, self._layout), *(updated or ())
+
+        (hidden,), caches = self._call(("hidden", shape), embed, caches, ints)
+        return hidden, caches
+
     def _call(
         self, key: tuple[Any, ...], function: Callable[..., Any], caches: Caches, *args: Any
     ) -> tuple[Sequence[Any], Caches]:
@@ -92,7 +127,8 @@ class CompiledModel:
         if call is None:
             call = self._calls[key] = self._bind(function, caches, *args)
         results = call(*caches, *args)
-        return results[: -len(caches)], tuple(results[-len(caches) :])
+        num_results = len(results) - len(caches)
+        return results[:num_results], tuple(results[num_results:])
 
     def _bind(self, function: Callable[..., Any], caches: Caches, *args: Any) -> Callable[..., Any]:
         library = native.library() if self._layout.platform == "native" else None

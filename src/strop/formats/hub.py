@@ -20,7 +20,9 @@ _HUB_ID = re.compile(
     r"(?:(?:https?://)?(?:hf\.co|huggingface\.co)/)?"
     r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?(?::(?P<type>[\w.-]{1,64}))?"
 )
-_MODEL_FILE = re.compile(r"[^/]+\.(json|jinja)|tokenizer\.model|[^/]+\.safetensors", re.ASCII)
+_MODEL_FILE = re.compile(
+    r"[^/]+\.(json|jinja)|\d+_(Pooling|Normalize)/config\.json|tokenizer\.model|vocab\.txt|[^/]+\.safetensors", re.ASCII
+)
 _NOT_THE_MODEL = re.compile(r"consolidated.*\.safetensors|(.*/)?mmproj[^/]*\.gguf", re.IGNORECASE)
 
 

@@ -17,6 +17,7 @@ from strop.core.errors import FormatError, RequestError, StropError, Unsupported
 from strop.formats.chat_templates import DEFAULT, template_for, templates_of_folder
 from strop.formats.sentencepiece_file import from_model_file
 from strop.formats.template import TemplateRenderer, replace_surrogates
+from strop.formats.wordpiece import from_vocab_file
 
 T = TypeVar("T")
 
@@ -105,9 +106,11 @@ class Tokenizer:
         ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
         if self._has_stand_ins:
             ids = self._without_stand_ins(ids)
-        if add_special:
-            return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
-        return ids
+        return self.frame(ids) if add_special else ids
+
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        """`ids` between the special tokens that the model expects around a text."""
+        return [*self._special.prefix_ids, *ids, *self._special.suffix_ids]
 
     def decode(self, ids: Iterable[int], skip_special: bool = False, *, continuation: bool = False) -> str:
         """Text of `ids`, incomplete UTF-8 as U+FFFD. RequestError for an id out of range.
@@ -246,14 +249,17 @@ class Tokenizer:
 
 
 def tokenizer_from_folder(folder: str | Path, renderer: TemplateRenderer | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model, and if there tokenizer_config.json,
-    generation_config.json and chat templates. FormatError for damaged files, UnsupportedError for a decoder that is
-    not byte-exact."""
+    """The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model or BERT's vocab.txt, and if there
+    tokenizer_config.json, generation_config.json and chat templates. FormatError for damaged files, UnsupportedError
+    for a decoder that is not byte-exact."""
     folder = Path(folder)
     config = _read_json(folder / "tokenizer_config.json")
-    whole, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
+    whole, model_file, vocab_file = (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.txt"))
     if whole.exists() or not model_file.is_file():
-        backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(whole)))
+        if vocab_file.is_file() and not whole.exists():
+            backend = build("vocab.txt", lambda: from_vocab_file(vocab_file, config))
+        else:
+            backend = build("tokenizer.json", lambda: tokenizers.Tokenizer.from_file(str(whole)))
         backend.no_truncation()
         backend.no_padding()
         _add_missing_tokens(backend, config)

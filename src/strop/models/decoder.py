@@ -184,6 +184,13 @@ class _Layer:
         )
 
 
+def final_norm(params: Parameters, spec: ModelSpec, hidden: jax.Array, counts: jax.Array, layout: Single) -> jax.Array:
+    """Hidden states float32 [T, D] after the final norm, where there is one: what `logits` multiplies by the head."""
+    if spec.final_norm is None:
+        return hidden
+    return add_norm(hidden, _norm(params, spec.final_norm, "final_norm"), counts, platform=layout.platform)
+
+
 def logits(
     params: Parameters,
     spec: ModelSpec,

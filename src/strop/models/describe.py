@@ -9,12 +9,16 @@ from strop.models.spec import Attention, LayerSpec, ModelSpec, Rope
 
 def describe_spec(spec: ModelSpec) -> list[tuple[str, str]]:
     """(what, in words) of the network: its size, then each kind of layer. Whatever is not the default is named."""
-    head = "shared with the embedding" if spec.tied_embeddings else "of its own"
-    others = _settings(spec, {"model_dim", "vocab_size", "layers", "tied_embeddings", "max_context_len"})
+    head = "output head shared with the embedding" if spec.tied_embeddings else "output head of its own"
+    others = _settings(spec, {"model_dim", "vocab_size", "layers", "tied_embeddings", "max_context_len", "causal"})
     rows = [
+        (
+            "network",
+            "" if spec.causal else "an encoder: tokens see the whole text; `strop embed` makes vectors with it",
+        ),
         ("layers", f"{spec.num_layers}"),
         ("model dim", f"{spec.model_dim:,}"),
-        ("vocabulary", f"{spec.vocab_size:,} tokens, output head {head}"),
+        ("vocabulary", f"{spec.vocab_size:,} tokens, {head if spec.causal else 'no output head'}"),
         ("context", f"{spec.max_context_len:,} tokens"),
         ("also", ", ".join(others)),
     ]

@@ -178,7 +178,7 @@ def plan_memory(
     num_blocks = config.num_blocks or bisect_right(range(needed_blocks + 1), max(room // 2, 0), key=cache_bytes) - 1
     if num_blocks < 2 or cache_bytes(num_blocks) > room:
         wanted = cache_bytes(max(config.num_blocks, 2))
-        smaller = "num_blocks" if config.num_blocks else "max_num_seqs or max_step_tokens"
+        smaller = "num_blocks (to pool: max_context_len)" if config.num_blocks else "max_num_seqs or max_step_tokens"
         raise CapacityError(
             f"the model does not fit: weights {_size(weights)} + runtime {_size(runtime)} + activations "
             f"{_size(activations)} + a cache of at least {_size(wanted)} need "
