@@ -1,7 +1,8 @@
 """Write a GGUF file of random weights in a published model's shapes: to measure speed and memory without the weights.
 
-`python scripts/random_model.py NAME OUT.gguf [--type Q4_K]` takes seconds and little memory: codes are drawn as bytes and
-scales so that every layer keeps its input's size; nothing is quantised. The tokenizer is a byte-level BPE of random merges.
+`python scripts/random_model.py NAME OUT.gguf [--type Q4_K]` takes seconds and little memory: codes are drawn as bytes
+and scales so that every layer keeps its input's size; nothing is quantised. The tokenizer is a byte-level BPE of random
+merges.
 """
 
 import argparse

@@ -345,7 +345,7 @@ def _allocate(file_descriptor: int, start: int, num_bytes: int) -> None:
 
 
 def _in_huge_pages(mapped: mmap.mmap) -> mmap.mmap:
-    """Asks for them: weights are read whole for every token, and some file systems (ext4 from Linux 6.16) grant them."""
+    """Asks for them: every token reads all weights, and some file systems grant them (ext4 of Linux 6.16)."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             mapped.madvise(mmap.MADV_HUGEPAGE)
