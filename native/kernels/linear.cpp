@@ -19,13 +19,14 @@ namespace {
 
 // Activations ready for the product. Quantised: codes, scale, sum; float: values (bf16 pairs or floats).
 struct Activations {
-  int8_t* codes;      // [M, K]
+  int8_t* codes;      // [M, K], each row `codes_stride` after the one before
   float* scale;       // [M, G]
   float* sum;         // [M, G] scale * sum of codes
   int32_t* zero_sum;  // [M, G] -zero * sum of codes
   float* values;      // [M, K]
   uint16_t* pairs;    // [M, K rounded up to even]
   int pairs_stride;
+  int codes_stride;
 };
 
 void quantise_group(const float* x, int8_t* codes, float* scale, float* sum, int32_t* zero_sum, int zero) {
@@ -52,7 +53,7 @@ void prepare_row(const LinearArgs& args, const Activations& acts, int row, float
     const int num_groups = args.layout.num_groups();
     for (int g = 0; g < num_groups; ++g) {
       const size_t at = size_t(row) * num_groups + g;
-      quantise_group(x + g * kGroupLen, acts.codes + size_t(row) * k_len + g * kGroupLen, acts.scale + at,
+      quantise_group(x + g * kGroupLen, acts.codes + size_t(row) * acts.codes_stride + g * kGroupLen, acts.scale + at,
                      acts.sum + at, acts.zero_sum + at, args.layout.zero);
     }
   } else if (args.layout.format == WeightFormat::kBf16) {
@@ -127,7 +128,7 @@ struct Scales {
 template <WeightFormat kFormat, int kRows, int kTiles>
 void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activations& acts, int row0,
                     const uint8_t* ahead, float* out) {
-  const int num_groups = layout.num_groups(), k_len = layout.k_len;
+  const int num_groups = layout.num_groups(), codes_stride = acts.codes_stride;
   const size_t tile_bytes = layout.tile_bytes(), codes_bytes = layout.codes_bytes();
   constexpr int kBits = coding_of(kFormat).code_bits, kGroupBytes = kBits * 64;
   constexpr bool kOffset = coding_of(kFormat).has_offset;
@@ -136,7 +137,7 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
   Floats acc[kTiles][kRows];
   for (int t = 0; t < kTiles; ++t)
     for (int r = 0; r < kRows; ++r) acc[t][r] = zero_floats();
-  const int8_t* codes = acts.codes + size_t(row0) * k_len;
+  const int8_t* codes = acts.codes + size_t(row0) * acts.codes_stride;
   const float* scale = acts.scale + size_t(row0) * num_groups;
   const float* sum = acts.sum + size_t(row0) * num_groups;
   const int32_t* zero_sum = acts.zero_sum + size_t(row0) * num_groups;
@@ -160,7 +161,7 @@ void quantised_tile(const WeightLayout& layout, const uint8_t* tile, const Activ
         load_slices<kBits>(w, slice, low, high);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const int8_t* a = codes + size_t(r) * k_len + slice * 4;
+          const int8_t* a = codes + size_t(r) * codes_stride + slice * 4;
           dot[0][r] = dot_u8s8<kBits>(dot[0][r], low, a);
           dot[kSplit - 1][r] = dot_u8s8<kBits>(dot[kSplit - 1][r], high, a + 16);
         }
@@ -237,20 +238,20 @@ const uint8_t* expand_codes(const WeightLayout& layout, const uint8_t* tile, uin
 template <WeightFormat kFormat>
 void amx_tile(const WeightLayout& layout, const uint8_t* tile, const uint8_t* codes8, const Activations& acts, int row0,
               int rows, float* out) {
-  const int num_groups = layout.num_groups(), k_len = layout.k_len;
-  const int8_t* codes = acts.codes + size_t(row0) * k_len;
+  const int num_groups = layout.num_groups(), codes_stride = acts.codes_stride;
+  const int8_t* codes = acts.codes + size_t(row0) * acts.codes_stride;
   constexpr bool kOffset = coding_of(kFormat).has_offset;
   const Scales<kFormat> scales{tile + layout.codes_bytes(), size_t(num_groups)};
   alignas(64) int32_t sums[2][kMaxTileRows * 16];
   Floats acc[kMaxTileRows];
   for (Floats& a : acc) a = zero_floats();
-  tile_product<0>(codes, k_len, codes8, sums[0]);
+  tile_product<0>(codes, codes_stride, codes8, sums[0]);
   for (int g = 0; g < num_groups; ++g) {
     if (g + 1 < num_groups) {
       const int8_t* left = codes + (g + 1) * kGroupLen;
       const uint8_t* right = codes8 + size_t(g + 1) * 512;
-      if (g % 2) tile_product<0>(left, k_len, right, sums[0]);
-      else tile_product<1>(left, k_len, right, sums[1]);
+      if (g % 2) tile_product<0>(left, codes_stride, right, sums[0]);
+      else tile_product<1>(left, codes_stride, right, sums[1]);
     }
     const Floats w_scale = scales.scale(g);
     Floats w_offset;
@@ -484,10 +485,13 @@ Activations prepare(const LinearArgs& args, Pool& pool) {
   Activations acts{};
   const size_t cells = size_t(num_rows) * k_len, groups = size_t(num_rows) * (args.layout.num_groups() + 1);
   acts.pairs_stride = k_len + k_len % 2;
+  // An odd number of lines: rows that a power of two parts would fight for the same few lines of L1.
+  acts.codes_stride = ((k_len + 63) / 64 | 1) * 64;
   if (args.layout.quantised()) {
-    auto* base = static_cast<uint8_t*>(scratch_bytes<0>((cells + 63) / 64 * 64 + groups * 12));
+    const size_t codes_bytes = size_t(num_rows) * acts.codes_stride;
+    auto* base = static_cast<uint8_t*>(scratch_bytes<0>(codes_bytes + groups * 12));
     acts.codes = reinterpret_cast<int8_t*>(base);
-    acts.scale = reinterpret_cast<float*>(base + (cells + 63) / 64 * 64);
+    acts.scale = reinterpret_cast<float*>(base + codes_bytes);
     acts.sum = acts.scale + groups;
     acts.zero_sum = reinterpret_cast<int32_t*>(acts.sum + groups);
   } else {

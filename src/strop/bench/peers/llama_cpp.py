@@ -129,7 +129,7 @@ class LlamaCpp:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Its output; StropError when it cannot start, fails, or takes longer than any measurement may."""
     try:
-        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StropError(f"{command[0]} gave no result: {error}"[:500]) from error
     if run.returncode != 0:
