@@ -1,7 +1,10 @@
 """One streamed answer and its timings."""
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from strop.core.errors import StropError
@@ -11,6 +14,26 @@ if TYPE_CHECKING:  # loads jax, which a start waits for
     from strop.engine.engine import Engine
 
 _REQUEST_ID = "answer"
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C makes the function it gives true; pressed again, it raises KeyboardInterrupt.
+
+    An exception in the midst of a step would cost the prefix cache, or be lost in a callback that Python ignores.
+    """
+    pressed: list[int] = []
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Answer:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from strop.cli.answer import Answer
+from strop.cli.answer import Answer, interrupts
 from strop.cli.options import (
     engine_config,
     engine_options,
@@ -72,7 +72,10 @@ def command(
         engine.tokenizer, prepared, vocab_size=engine.spec.vocab_size, chat_template=chat_template
     )
     answer = Answer(engine)
-    answer.stream(token_ids, params, _ignore if json_line else _echo)
+    with interrupts() as is_stopped:
+        answer.stream(token_ids, params, _ignore if json_line else _echo, is_stopped)
+        if is_stopped():
+            raise click.Abort
     if json_line:
         print(json.dumps(_as_json(answer)))
     else:

@@ -1,12 +1,11 @@
 """Lines in, text out: for a person at a terminal, or for a pipe, which sees answers and nothing else."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
+from strop.cli.answer import interrupts
 from strop.core.errors import RequestError
 from strop.formats.template import replace_surrogates
 
@@ -52,23 +51,12 @@ class Terminal:
 
     @contextmanager
     def interrupts(self) -> Iterator[Callable[[], bool]]:
-        """At a terminal Ctrl-C makes the function it gives true; pressed again, it raises KeyboardInterrupt, as it does
-        at once in a pipe. (A step torn in the middle would cost the prefix cache.)"""
-        pressed: list[int] = []
-
-        def press(number: int, frame: FrameType | None) -> None:
-            if pressed:
-                raise KeyboardInterrupt
-            pressed.append(number)
-
+        """At a terminal, see `interrupts`; in a pipe Ctrl-C ends the chat at once."""
         if not self.is_interactive:
             yield lambda: False
             return
-        before = signal.signal(signal.SIGINT, press)
-        try:
-            yield lambda: bool(pressed)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        with interrupts() as is_pressed:
+            yield is_pressed
 
     def _say(self, text: str, color: str) -> None:
         print(f"{color}{text}{_PLAIN}" if self._colors else text, file=sys.stderr, flush=True)
