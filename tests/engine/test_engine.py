@@ -83,7 +83,8 @@ def test_a_cache_that_cannot_be_made_again_is_never_written(
         engine.add(request)
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_new_caches", FailingStep(Engine._new_caches, {1: KeyboardInterrupt()}, after=False))
+        fails = FailingStep(CompiledModel.new_caches, {1: KeyboardInterrupt()}, after=False)
+        patch.setattr(CompiledModel, "new_caches", fails)
         step = FailingStep(CompiledModel.step, {1: RuntimeError("injected")}, after=True)
         patch.setattr(CompiledModel, "step", step)
         with pytest.raises(KeyboardInterrupt):
