@@ -17,6 +17,8 @@ from strop.machine.cores import usable_cores
 
 ProductKind = Literal["int8", "bf16", "f32"]
 PRODUCT_KINDS: tuple[ProductKind, ...] = ("int8", "bf16", "f32")
+MOST_PROBED_BYTES = 256 << 20
+"""Beyond most caches: a larger set reads no faster, and a probe beside a loaded model must not double its memory."""
 _BANDWIDTH_ARGUMENTS = (ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_int32)
 
 
@@ -78,8 +80,9 @@ def probe(library: ctypes.CDLL, working_set_bytes: int, num_threads: int, second
 def read_bandwidth_bytes_per_s(working_set_bytes: int, num_threads: int = 0, seconds: float = 0.2) -> float:
     """Bytes per second read at this working set, by the faster kind of pages; `num_threads=0` means the usable cores.
 
-    Without the native library numpy reads them, on one thread.
+    Of a larger one only MOST_PROBED_BYTES. Without the native library numpy reads them, on one thread.
     """
+    working_set_bytes = min(working_set_bytes, MOST_PROBED_BYTES)
     path = Path(__file__).parents[1] / "ops" / "libstrop_native.so"
     if os.environ.get("STROP_NATIVE") != "0" and path.exists():
         bandwidth = ctypes.CDLL(str(path)).strop_probe_bandwidth
