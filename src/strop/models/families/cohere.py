@@ -10,7 +10,7 @@ from strop.models.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
-    """The network of CohereForCausalLM, but for norms of queries and keys, whose weights would have to be re-ordered."""
+    """The network of CohereForCausalLM. Norms of queries and keys are refused: their weights are not re-ordered."""
     config.require("use_qk_norm", False, None)
     bias, norm = config.flag("attention_bias", False), config.layer_norm(bias=False)
     attention = config.attention(rope(config), qkv_bias=bias, out_bias=bias)
