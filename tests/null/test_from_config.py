@@ -85,10 +85,19 @@ def test_llama3_scaling_is_the_published_formula() -> None:
     assert scale[-1] == 1 / 32
 
 
+COHERE = {
+    "architectures": ["CohereForCausalLM"],
+    "model_type": "cohere",
+    **{key: SMOLLM2[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")},
+    "num_attention_heads": 9,
+}
+
+
 @pytest.mark.parametrize(
     ("config", "changes", "named"),
     [
         (SMOLLM2, {"logit_scale": 0.5}, "logit_scale=0.5"),
+        (COHERE, {"use_qk_norm": True}, "use_qk_norm=True"),
         (SMOLLM2, {"brand_new_key": None}, "brand_new_key=None"),
         (SMOLLM2, {"architectures": ["MistralForCausalLM"]}, "model_type='llama'.*'mistral'"),
         (SMOLLM2, {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),

@@ -3,6 +3,7 @@
 from strop.models.families import (
     bert,
     bloom,
+    cohere,
     falcon,
     gemma,
     gemma2,
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = tuple(
     for module in (
         bert,
         bloom,
+        cohere,
         falcon,
         gemma,
         gemma2,
