@@ -18,6 +18,9 @@ Result = subprocess.CompletedProcess[str]
 Strop = Callable[..., Result]
 CleanError = Callable[..., None]
 
+# jax warns of any fork once it has run in this process; a child that execs at once is safe.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+
 PROMPT = "> "
 
 
