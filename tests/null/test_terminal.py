@@ -17,17 +17,20 @@ def test_a_model_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "a]0;title\tb\n2Jé😀"
 
 
-def test_an_interrupt_at_a_terminal_is_a_wish_first_and_an_order_then() -> None:
+def test_an_interrupt_at_a_terminal_is_a_wish_first_and_an_order_then(request: pytest.FixtureRequest) -> None:
     terminal = Terminal()
     terminal.is_interactive = True
     before = signal.getsignal(signal.SIGINT)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    python = signal.default_int_handler
+    signal.signal(signal.SIGINT, python)  # a shell's background jobs inherit that they ignore Ctrl-C
     with terminal.interrupts() as is_stopped:
         assert not is_stopped()
         signal.raise_signal(signal.SIGINT)
         assert is_stopped()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is python
     terminal.is_interactive = False
     with terminal.interrupts() as is_stopped, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
