@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
-from strop.formats.artifact import ArtifactCheckpoint
 from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
 from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.gguf_tokenizer import tokenizer_from_gguf
@@ -207,8 +206,6 @@ def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
     """The tokenizer stored with the checkpoint."""
     if isinstance(checkpoint, GGUFCheckpoint):
         return tokenizer_from_gguf(checkpoint.metadata)
-    if isinstance(checkpoint, ArtifactCheckpoint):
-        return tokenizer_from_folder(checkpoint.path)
     return tokenizer_from_folder(checkpoint.path)
 
 

@@ -148,6 +148,9 @@ LLAMA_NAMES = name_map(
     ignored=(r"rotary_emb\.inv_freq",),
 )
 """Most families since Llama."""
+LLAMA_EXPERTS_NAMES = LLAMA_NAMES.with_layers(
+    router="mlp.gate", **{f"experts_{role}": f"mlp.experts.{{e}}.{role}_proj" for role in ("gate", "up", "down")}
+)
 
 GGUF_NAMES = name_map(
     embed="token_embd",

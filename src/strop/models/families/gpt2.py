@@ -31,16 +31,6 @@ CONFIG_NAMES = {
 IGNORED = """n_ctx resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
     summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn gradient_checkpointing"""
 DEFAULTS = {"max_position_embeddings": 1024, "hidden_act": "gelu_new", "tie_word_embeddings": True}
-LAYERS = {
-    "attention_norm": "ln_1",
-    "q": "attn.c_attn",
-    "k": "attn.c_attn",
-    "v": "attn.c_attn",
-    "o": "attn.c_proj",
-    "mlp_norm": "ln_2",
-    "up": "mlp.c_fc",
-    "down": "mlp.c_proj",
-}
 FAMILY = Family(
     model_type="gpt2",
     architectures=("GPT2LMHeadModel",),
@@ -50,7 +40,16 @@ FAMILY = Family(
         embed="wte",
         others={"positions": "wpe", "final_norm": "ln_f"},
         layer="h.{i}",
-        layers=LAYERS,
+        layers={
+            "attention_norm": "ln_1",
+            "q": "attn.c_attn",
+            "k": "attn.c_attn",
+            "v": "attn.c_attn",
+            "o": "attn.c_proj",
+            "mlp_norm": "ln_2",
+            "up": "mlp.c_fc",
+            "down": "mlp.c_proj",
+        },
         transposed=(r"\.c_(attn|proj|fc)\.weight",),
         ignored=(r"attn\.bias", r"attn\.masked_bias"),
     ),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from strop.models.config import Config
 from strop.models.families import gpt2
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_NAMES, name_map
+from strop.models.names import GGUF_NAMES
 from strop.models.spec import ModelSpec
 
 
@@ -22,15 +22,7 @@ FAMILY = Family(
     model_type="gpt_bigcode",
     architectures=("GPTBigCodeForCausalLM",),
     spec=spec,
-    names=name_map(
-        prefix="transformer.",
-        embed="wte",
-        others={"positions": "wpe", "final_norm": "ln_f"},
-        layer="h.{i}",
-        layers=gpt2.LAYERS,
-        ignored=(r"attn\.bias", r"attn\.masked_bias"),
-        qkv_by_group=True,
-    ),
+    names=replace(gpt2.FAMILY.names, transposed=(), qkv_by_group=True),
     defaults=gpt2.DEFAULTS | {"hidden_act": "gelu_pytorch_tanh"},
     config_names=gpt2.CONFIG_NAMES,
     ignored=gpt2.IGNORED

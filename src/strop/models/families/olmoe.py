@@ -2,7 +2,7 @@
 
 from strop.models.config import Config
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_NAMES, LLAMA_NAMES
+from strop.models.names import GGUF_NAMES, LLAMA_EXPERTS_NAMES
 from strop.models.rope import rope
 from strop.models.spec import LayerSpec, ModelSpec, QkNorm
 
@@ -18,17 +18,11 @@ def spec(config: Config) -> ModelSpec:
     return config.model([layer] * config.num_layers, norm)
 
 
-_EXPERT = "mlp.experts.{e}."
 FAMILY = Family(
     model_type="olmoe",
     architectures=("OlmoeForCausalLM",),
     spec=spec,
-    names=LLAMA_NAMES.with_layers(
-        router="mlp.gate",
-        experts_gate=_EXPERT + "gate_proj",
-        experts_up=_EXPERT + "up_proj",
-        experts_down=_EXPERT + "down_proj",
-    ),
+    names=LLAMA_EXPERTS_NAMES,
     defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8},
     gguf=Gguf("olmoe", GGUF_NAMES, {"norm_topk_prob": False}, with_experts=True),
 )

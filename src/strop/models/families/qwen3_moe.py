@@ -5,7 +5,7 @@ from dataclasses import replace
 from strop.models.config import Config
 from strop.models.families import qwen3
 from strop.models.family import Family, Gguf
-from strop.models.names import GGUF_NAMES, LLAMA_NAMES
+from strop.models.names import GGUF_NAMES, LLAMA_EXPERTS_NAMES
 from strop.models.spec import LayerSpec, ModelSpec
 
 
@@ -26,17 +26,11 @@ def spec(config: Config) -> ModelSpec:
     return replace(dense, layers=tuple(with_experts(i, layer) for i, layer in enumerate(dense.layers)))
 
 
-_EXPERT = "mlp.experts.{e}."
 FAMILY = Family(
     model_type="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
     spec=spec,
-    names=LLAMA_NAMES.with_layers(
-        router="mlp.gate",
-        experts_gate=_EXPERT + "gate_proj",
-        experts_up=_EXPERT + "up_proj",
-        experts_down=_EXPERT + "down_proj",
-    ),
+    names=LLAMA_EXPERTS_NAMES,
     defaults=qwen3.DEFAULTS | {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8},
     config_names={"num_experts": ("num_experts", "num_local_experts")},
     gguf=Gguf("qwen3moe", GGUF_NAMES, {"norm_topk_prob": True}, with_experts=True),
