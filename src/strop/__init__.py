@@ -12,6 +12,7 @@ _PUBLIC = {
     "LLM": "strop.llm",
     "AsyncEngine": "strop.engine.async_engine",
     "SamplingParams": "strop.core.request",
+    "StructuredOutputsParams": "strop.core.request",
     "CompletionOutput": "strop.core.request",
     "RequestOutput": "strop.core.request",
     "EmbeddingRequestOutput": "strop.core.request",

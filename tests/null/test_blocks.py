@@ -5,11 +5,11 @@ import random
 import pytest
 
 from strop.core.errors import CapacityError
-from strop.engine.blocks import NULL_BLOCK, ROOT_KEY, BlockPool, block_key
+from strop.engine.blocks import NULL_BLOCK, BlockPool, block_key
 
 
 def keys_of(*chunks: tuple[int, ...]) -> list[bytes]:
-    keys, parent = [], ROOT_KEY
+    keys, parent = [], b""
     for chunk in chunks:
         parent = block_key(parent, chunk, len(chunk))
         keys.append(parent)
@@ -46,8 +46,8 @@ def test_keys_name_the_whole_prefix() -> None:
     assert a == keys_of((1, 2), (3, 4))
     assert a[1] != keys_of((9, 2), (3, 4))[1]
     assert a[1] != keys_of((3, 4))[0]
-    assert block_key(ROOT_KEY, (1, 2), 1) != block_key(ROOT_KEY, (1, 2), 2)
-    assert block_key(ROOT_KEY, (1, 2), 2) != block_key(ROOT_KEY, (2, 1, 2), 2)
+    assert block_key(b"", (1, 2), 1) != block_key(b"", (1, 2), 2)
+    assert block_key(b"", (1, 2), 2) != block_key(b"", (2, 1, 2), 2)
     assert len(a[0]) == 32
 
 

@@ -7,7 +7,7 @@ import pytest
 from tiny_tokenizer import tiny_metadata
 
 from strop.core.errors import RequestError
-from strop.core.request import Request, SamplingParams
+from strop.core.request import Request, SamplingParams, StructuredOutputsParams
 from strop.engine.text import prepare_prompt
 from strop.formats.gguf_tokenizer import tokenizer_from_gguf
 
@@ -132,3 +132,26 @@ def test_a_prompt_of_numpy_ids() -> None:
     ids = prepare_prompt(tokenizer_from_gguf(tiny_metadata()), [np.int64(3), 4])  # type: ignore[list-item]
     assert ids == (3, 4)
     assert {type(token_id) for token_id in ids} == {int}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "nothing"),
+        ({"json": "{}", "regex": "a"}, "json and regex"),
+        ({"json": 3}, "json=3"),
+        ({"json_object": "yes"}, "json_object='yes'"),
+        ({"regex": b"a"}, "regex"),
+        ({"choice": [""]}, r"choice\[0\]"),
+    ],
+)
+def test_a_shape_is_one_of_known_kinds(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(RequestError, match=named):
+        StructuredOutputsParams(**given)
+
+
+def test_a_schema_is_kept_as_text() -> None:
+    assert StructuredOutputsParams(json={"type": "object"}).json == '{"type": "object"}'
+    assert StructuredOutputsParams(json=False).json == "false"
+    with pytest.raises(RequestError, match="structured_outputs="):
+        SamplingParams(structured_outputs={"json": {}})  # type: ignore[arg-type]

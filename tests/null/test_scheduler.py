@@ -340,6 +340,14 @@ def test_a_fully_cached_prompt_recomputes_its_last_block_privately() -> None:
     assert eng.answers["a", 0] == eng.answers["b", 0]
 
 
+def test_a_prefix_is_found_only_with_its_salt() -> None:
+    eng = engine()
+    for name, salt, num_cached in (("a", b"one", 0), ("b", b"two", 0), ("c", b"one", 12), ("d", b"", 0)):
+        eng.scheduler.add(replace(request(name, range(16), max_tokens=1), cache_salt=salt))
+        eng.drain(5)
+        assert eng.finished[name, 0].num_cached_tokens == num_cached
+
+
 def test_prefixes_are_shared_while_their_owner_runs() -> None:
     eng = engine()
     eng.scheduler.add(request("a", range(18), max_tokens=20))

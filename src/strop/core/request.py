@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from json import dumps
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -11,6 +12,39 @@ FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """What shape the answer must have: exactly one of these."""
+
+    json: str | dict[str, Any] | bool | None = None
+    """A JSON schema (draft 2020-12), as a value or as JSON text. Kept as text."""
+    json_object: bool = False
+    """Any JSON object."""
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    """One of these texts."""
+    grammar: str | None = None
+    """In the Lark notation of llguidance."""
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for a value of the wrong type and unless exactly one is given; parses nothing."""
+        if isinstance(self.json, dict | bool):
+            object.__setattr__(self, "json", dumps(self.json))
+        for name in ("json", "regex", "grammar"):
+            if not isinstance(getattr(self, name), str | None):
+                raise _wrong_type(name, getattr(self, name), "text" if name != "json" else "a JSON schema")
+        if not isinstance(self.json_object, bool):
+            raise _wrong_type("json_object", self.json_object, "True or False")
+        if self.choice is not None:
+            object.__setattr__(self, "choice", _texts("choice", self.choice))
+        given = [name for name in _SHAPES if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise RequestError(f"structured_outputs has {' and '.join(given) or 'nothing'}: give one of {_SHAPES}")
+
+
+_SHAPES = ("json", "json_object", "regex", "choice", "grammar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +76,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError for a value of the wrong type or out of range. Numbers become plain `int` and `float`."""
@@ -59,7 +94,10 @@ class SamplingParams:
             raise RequestError(
                 f"min_tokens={self.min_tokens} is out of range: give at most max_tokens={self.max_tokens}"
             )
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop", () if self.stop is None else _texts("stop", self.stop))
+        shape = self.structured_outputs
+        if shape is not None and not isinstance(shape, StructuredOutputsParams):
+            raise _wrong_type("structured_outputs", shape, "a StructuredOutputsParams")
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
@@ -77,6 +115,8 @@ class Request:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
+    cache_salt: bytes = b""
+    """Requests share cached prefixes only with those of the same salt."""
 
     def __post_init__(self) -> None:
         """Raises RequestError for a value of the wrong type; whether the model has these ids is the engine's to say."""
@@ -84,6 +124,8 @@ class Request:
             raise _wrong_type("request_id", self.request_id, "text")
         if not isinstance(self.params, SamplingParams):
             raise _wrong_type("params", self.params, "a SamplingParams")
+        if not isinstance(self.cache_salt, bytes):
+            raise _wrong_type("cache_salt", self.cache_salt, "bytes")
         object.__setattr__(self, "prompt_token_ids", _token_ids("prompt_token_ids", self.prompt_token_ids))
 
 
@@ -213,19 +255,19 @@ def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     return tuple(int(_number(f"{name}[{i}]", item, int, "a token id, an integer")) for i, item in enumerate(ids))
 
 
-def _stop_strings(value: Any) -> tuple[str, ...]:
+def _texts(name: str, value: Any) -> tuple[str, ...]:
     accepted = "a text, or a list of texts, none of them empty"
-    if value is None or isinstance(value, str):
-        value = () if value is None else (value,)
+    if isinstance(value, str):
+        value = (value,)
     if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
-        raise _wrong_type("stop", value, accepted)
-    stops = tuple(value)
-    for i, stop in enumerate(stops):
-        if not isinstance(stop, str):
-            raise _wrong_type(f"stop[{i}]", stop, accepted)
-        if not stop:
-            raise RequestError(f"stop[{i}]='' is out of range: give {accepted}")
-    return stops
+        raise _wrong_type(name, value, accepted)
+    texts = tuple(value)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise _wrong_type(f"{name}[{i}]", text, accepted)
+        if not text:
+            raise RequestError(f"{name}[{i}]='' is out of range: give {accepted}")
+    return texts
 
 
 def _biases(value: Any) -> dict[int, float]:

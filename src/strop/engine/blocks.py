@@ -14,15 +14,13 @@ NULL_BLOCK = 0
 """Never handed out: padding in block tables points here, and so do entries before a window; padding tokens may write
 here."""
 
-ROOT_KEY = b""
-"""Parent of a sequence's first block."""
-
 
 def block_key(parent: bytes, token_ids: Sequence[int], num_prompt_tokens: int) -> bytes:
     """The name under which a full block is published: SHA-256 over its parent's key and its own tokens.
 
-    A key thus stands for the whole prefix up to the block's end. `num_prompt_tokens` (of `token_ids`) tells apart equal
-    tokens computed as prompt and as answer, where the two use different kernels; else pass `len(token_ids)`.
+    A key thus stands for the whole prefix up to the block's end. The first block's parent is the request's salt: who
+    has another finds none of these. `num_prompt_tokens` (of `token_ids`) tells apart equal tokens computed as prompt
+    and as answer, where the two use different kernels; else pass `len(token_ids)`.
     """
     digest = hashlib.sha256(parent)
     digest.update(array("q", (num_prompt_tokens, *token_ids)))

@@ -16,7 +16,7 @@ import msgspec
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.core.request import FinishReason, Request, TokenEvent, TokenLogprob
-from strop.engine.blocks import ROOT_KEY, BlockPool, block_key
+from strop.engine.blocks import BlockPool, block_key
 from strop.engine.group_pools import GroupPools, Tables
 from strop.engine.sequence import Choices, Sequence, State, choice_seed
 
@@ -403,7 +403,7 @@ class Scheduler:
         for i in range(len(keys), num_blocks):
             begin = i * block_len
             num_prompt_tokens = min(max(seq.prompt_len - begin, 0), block_len) if self._distinct_roles else block_len
-            parent = keys[-1] if keys else ROOT_KEY
+            parent = keys[-1] if keys else seq.request.cache_salt
             keys.append(block_key(parent, seq.token_ids[begin : begin + block_len], num_prompt_tokens))
         return keys if len(keys) == num_blocks else keys[:num_blocks]
 
