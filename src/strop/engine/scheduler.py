@@ -120,6 +120,11 @@ class Scheduler:
         return bool(self._sequences)
 
     @property
+    def request_ids(self) -> list[str]:
+        """Of all unfinished requests."""
+        return list(self._requests)
+
+    @property
     def max_request_tokens(self) -> int:
         """Prompt and answer of a request, at most: what the context and the whole cache hold."""
         return min(self._max_context_len, self.max_cached_tokens + 1)  # the last token is never computed
