@@ -226,7 +226,9 @@ class ChatExchange:
         self._tally.add(which, delta)
         choice = self._choices[delta.index]
         ended = delta.finish_reason is not None
-        pieces: Sequence[ToolDelta | str] = [delta.text] if choice.parser is None else choice.parser.push(delta.text, ended)
+        pieces: Sequence[ToolDelta | str] = (
+            [delta.text] if choice.parser is None else choice.parser.push(delta.text, ended)
+        )
         if ended:
             calls = choice.has_calls or not all(isinstance(piece, str) for piece in pieces)
             reason = finish_reason_of(delta)
