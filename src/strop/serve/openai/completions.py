@@ -1,0 +1,208 @@
+"""/v1/completions."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from strop.core.errors import StropError
+from strop.core.request import Delta, TokenLogprob
+from strop.serve.openai.errors import ApiError
+from strop.serve.openai.exchange import (
+    Asked,
+    Chunks,
+    Served,
+    Tally,
+    Usage,
+    check_context,
+    encode,
+    error_frame,
+    finish_reason_of,
+)
+from strop.serve.openai.fields import Caps, decode, honoured, refused
+from strop.serve.openai.logprobs import CompletionLogprobs, CompletionSpeller, reported
+from strop.serve.openai.sampling import (
+    Sampling,
+    TokenId,
+    TopLogprobs,
+    includes_usage,
+    sampling_params,
+    shape_of_extension,
+)
+
+if TYPE_CHECKING:
+    from strop.engine.text import Prompt
+
+_DEFAULT_MAX_TOKENS = 16
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
+# msgspec takes one kind of list in a union; a schema can say that items are alike.
+Texts = Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
+
+
+class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
+    """Prompts to go on with."""
+
+    prompt: Annotated[str | Texts, honoured("a text, its token ids, or a list of either")]
+    echo: Annotated[bool | None, honoured("the prompt first; not together with logprobs")] = None
+    logprobs: Annotated[TopLogprobs | None, honoured("for so many tokens and the chosen one", cap="logprobs")] = None
+    suffix: Annotated[None, refused("answers are generated from the left")] = None
+
+
+class CompletionChoice(Struct):
+    """One answer; those to a list of prompts are in its order, n to each."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(Struct, kw_only=True):
+    """All answers."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "CompletionExchange":
+    """The exchange for a request's body. ApiError or RequestError for one that is refused."""
+    request = decode(body, CompletionRequest, served.caps)
+    served.check_name(request.model)
+    if request.echo and request.logprobs is not None:
+        raise ApiError(
+            "echo with logprobs is not supported: log probabilities of a prompt are not computed", param="echo"
+        )
+    max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    shape = shape_of_extension(request.structured_outputs)
+    params = sampling_params(request, max_tokens=max_tokens, logprobs=request.logprobs, shape=shape)
+    prompts = texts_of(request.prompt, "prompt", served.caps.prompts)
+    _check_choices(len(prompts) * params.n, served.caps)
+    asked = tuple(Asked(prompt, {}, params) for prompt in prompts)
+    return CompletionExchange(request, asked, served, f"cmpl-{request_id}", created_s)
+
+
+def texts_of(given: str | list[Any], param: str, limit: int) -> "list[str | tuple[int, ...]]":
+    """The texts, or their token ids, in a field that takes one or several. ApiError if they are not alike or more than
+    `limit`."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(item) for item in given}
+    if len(kinds) > 1:
+        raise ApiError(f"{param} mixes texts, token ids and lists of them: give one kind", param=param)
+    if kinds == {int}:
+        return [tuple(given)]
+    if len(given) > limit:
+        raise ApiError(f"{param} has {len(given)} entries: this server's limit is {limit}", param=param)
+    return [item if isinstance(item, str) else tuple(item) for item in given]
+
+
+def _check_choices(count: int, caps: Caps) -> None:
+    if count > caps.choices:
+        raise ApiError(
+            f"n answers to each prompt are {count}: this server's limit is {caps.choices} of one request",
+            param="n",
+        )
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One answer on its way; texts and log probabilities are kept for a reply in one piece only."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    speller: CompletionSpeller | None = None
+    finish_reason: Any = None
+    echo: str = ""
+    """What is still to be sent before the answer."""
+
+
+class CompletionExchange:
+    """See exchange.Exchange."""
+
+    def __init__(
+        self, request: CompletionRequest, asked: tuple[Asked, ...], served: Served, reply_id: str, created_s: int
+    ) -> None:
+        self.asked = asked
+        self.stream = request.stream is True
+        self._params = asked[0].params
+        self._echo = request.echo is True
+        self._served = served
+        self._head: dict[str, Any] = {
+            "id": reply_id,
+            "object": "text_completion",
+            "created": created_s,
+            "model": request.model,
+            "system_fingerprint": served.system_fingerprint,
+        }
+        self._chunks = Chunks(self._head, includes_usage(request))
+        self._tally = Tally(len(asked))
+        self._choices = [_Choice() for _ in range(len(asked) * self._params.n)]
+
+    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
+        """See Exchange. Nothing is sent before the engine has taken the request."""
+        check_context(len(prompt_token_ids), self._params, self._served.context_len, "prompt")
+        self._tally.prompt_tokens += len(prompt_token_ids)
+        if self._echo:
+            echo = self._text(self.asked[which].prompt)
+            for choice in self._choices[which * self._params.n : (which + 1) * self._params.n]:
+                choice.echo = echo
+        return b""
+
+    def push(self, which: int, delta: Delta) -> bytes:
+        """See Exchange."""
+        self._tally.add(which, delta)
+        index = which * self._params.n + delta.index
+        choice = self._choices[index]
+        text, choice.echo = choice.echo + delta.text, ""
+        choice.finish_reason = finish_reason_of(delta)
+        logprobs = reported(delta, self._params) if delta.logprobs else ()
+        if not self.stream:
+            choice.texts.append(text)
+            choice.logprobs += logprobs
+            return b""
+        if not text and not logprobs and delta.finish_reason is None:
+            return b""
+        told = b"null"
+        if logprobs:
+            if choice.speller is None:
+                choice.speller = CompletionSpeller(self._served.vocabulary)
+            told = encode(choice.speller.spell(logprobs))
+        reason = b"null" if choice.finish_reason is None else encode(choice.finish_reason)
+        return self._chunks.chunk(
+            b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (index, encode(text), told, reason)
+        )
+
+    def end(self) -> bytes:
+        """See Exchange."""
+        if self.stream:
+            return self._chunks.closing(self._tally)
+        completion = Completion(
+            id=self._head["id"],
+            created=self._head["created"],
+            model=self._head["model"],
+            system_fingerprint=self._served.system_fingerprint,
+            choices=[self._answer(i, choice) for i, choice in enumerate(self._choices)],
+            usage=self._tally.usage(),
+        )
+        return encode(completion)
+
+    def fail(self, error: StropError) -> bytes:
+        """See Exchange."""
+        return error_frame(error)
+
+    def _answer(self, index: int, choice: _Choice) -> CompletionChoice:
+        logprobs = None
+        if self._params.logprobs is not None:
+            logprobs = CompletionSpeller(self._served.vocabulary).spell(choice.logprobs)
+        return CompletionChoice(index, "".join(choice.texts), logprobs, choice.finish_reason)
+
+    def _text(self, prompt: "Prompt") -> str:
+        if isinstance(prompt, str):
+            return prompt
+        ids = [token_id for token_id in prompt if isinstance(token_id, int)]
+        return b"".join(map(self._served.vocabulary.token_bytes, ids)).decode("utf-8", "replace")
