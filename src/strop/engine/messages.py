@@ -3,7 +3,7 @@
 import msgspec
 
 from strop.core.errors import StropError
-from strop.core.request import Request, TokenEvent
+from strop.core.request import EmbeddingRequestOutput, Request, TokenEvent
 
 
 class Add(msgspec.Struct, tag=True, array_like=True):
@@ -23,8 +23,8 @@ class Embed(msgspec.Struct, tag=True, array_like=True):
     """Make a vector of each text; of an engine that was loaded to pool."""
 
     request_id: str
-    texts: list[tuple[int, ...]]
-    """Token ids, special ones included."""
+    texts: list[str | tuple[int, ...]]
+    """Or token ids, special ones included."""
 
 
 Command = Add | Abort | Embed
@@ -89,10 +89,10 @@ class Stepped(msgspec.Struct, tag=True, array_like=True):
 
 
 class Embedded(msgspec.Struct, tag=True, array_like=True):
-    """The vectors of an Embed, float32, in its order."""
+    """What an Embed asked for, in its order."""
 
     request_id: str
-    vectors: list[bytes]
+    outputs: list[EmbeddingRequestOutput]
 
 
 class Alive(msgspec.Struct, tag=True, array_like=True):

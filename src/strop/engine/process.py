@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 import zmq
 
 from strop.core.config import EngineConfig
@@ -149,8 +148,8 @@ class EngineServer:
                 continue
             self.step_began_s = time.monotonic()
             try:
-                vectors = [np.asarray(out.outputs.embedding, "<f4").tobytes() for out in embedder.embed(command.texts)]
-                self._send(Embedded(command.request_id, vectors))
+                outputs = list(embedder.embed(command.texts, truncate=False))
+                self._send(Embedded(command.request_id, outputs))
             except Exception as error:
                 if not isinstance(error, StropError):
                     log.exception("a request failed")

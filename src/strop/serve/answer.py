@@ -71,7 +71,12 @@ class Answer:
         stream: Stream | None = None
         try:
             requests = [
-                Request(f"{self._request_id}/{which}", await service.prepare(asked), asked.params, self._salt)
+                Request(
+                    f"{self._request_id}/{which}",
+                    await service.token_ids(asked.prompt, asked.template),
+                    asked.params,
+                    self._salt,
+                )
                 for which, asked in enumerate(exchange.asked)
             ]
             self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)

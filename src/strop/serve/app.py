@@ -1,6 +1,8 @@
 """The routes."""
 
+import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -19,8 +21,16 @@ from strop.serve.service import Service
 OPEN_PATHS = ("/livez", "/readyz")
 """What needs no key: those who probe have none."""
 
-Parse = Callable[[bytes, Served], Exchange]
-Handler = Callable[[Request], Awaitable[Response]]
+
+class Parse(Protocol):
+    """Of an endpoint whose answer the model writes."""
+
+    def __call__(self, body: bytes, served: Served, *, request_id: str, created_s: int) -> Exchange:
+        """What the body asks for; ApiError for one that is refused."""
+        ...
+
+
+Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
 def make_app(service: Service, keys: KeyFile | None) -> ASGIApp:
@@ -59,33 +69,36 @@ class Routes:
     def writes(self, parse: Parse) -> Handler:
         """A route whose answer the model writes."""
 
-        async def handle(request: Request) -> Response:
-            exchange = parse(await self._body(request), self._service.served)
-            return Answer(exchange, self._service, request.state.request_id, request.state.salt)
+        async def handle(request: Request) -> ASGIApp:
+            body, state = await self._body(request), request.state
+            exchange = parse(body, self._service.served, request_id=state.request_id, created_s=int(time.time()))
+            return Answer(exchange, self._service, state.request_id, state.salt)
 
         return handle
 
+    async def embeddings(self, request: Request) -> Response:
+        """Vectors of texts."""
+        service = self._service
+        exchange = embeddings.parse(await self._body(request), service.served)
+        return _json(exchange.reply(await service.client.embed(request.state.request_id, exchange.inputs)))
+
     async def tokenize(self, request: Request) -> Response:
         """Text or messages to token ids."""
-        body = await self._body(request)
-        return _json(
-            await self._service.in_thread(tokenize.tokenize, body, self._service.served, self._service.tokenizer)
-        )
+        asked = tokenize.parse_tokenize(await self._body(request), self._service.served)
+        return _json(asked.reply(await self._service.token_ids(asked.prompt, asked.template, asked.add_special)))
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids to text."""
-        body = await self._body(request)
-        return _json(
-            await self._service.in_thread(tokenize.detokenize, body, self._service.served, self._service.tokenizer)
-        )
+        token_ids = tokenize.parse_detokenize(await self._body(request), self._service.served)
+        return _json(tokenize.detokenize_body(self._service.tokenizer.decode(token_ids)))
 
     async def models(self, request: Request) -> Response:
         """What this server calls its model."""
-        return _json(models.all_of(self._service.served))
+        return _json(models.models_body(self._service.served))
 
     async def model(self, request: Request) -> Response:
         """One of these names."""
-        return _json(models.one(request.path_params["model"], self._service.served))
+        return _json(models.model_body(self._service.served, request.path_params["model"]))
 
     async def openapi(self, request: Request) -> Response:
         """The description of all routes."""

@@ -16,7 +16,7 @@ import zmq.asyncio
 from strop.core import errors
 from strop.core.config import EngineConfig
 from strop.core.errors import EngineDownError, StropError
-from strop.core.request import Request, TokenEvent
+from strop.core.request import EmbeddingRequestOutput, Request, TokenEvent
 from strop.engine.loading import Runner
 from strop.engine.messages import (
     HEARTBEAT_S,
@@ -124,7 +124,7 @@ class EngineClient:
         self._step_deadline_s = step_deadline_s
         self._kill_after_s = kill_after_s
         self._streams: dict[str, Stream] = {}
-        self._vectors: dict[str, asyncio.Future[list[bytes]]] = {}
+        self._embeds: dict[str, asyncio.Future[list[EmbeddingRequestOutput]]] = {}
         self._commands: zmq.Socket[bytes] | None = None
         self.pid: int | None = None
         """Of the engine's process."""
@@ -172,16 +172,16 @@ class EngineClient:
             self.send(Add(request))
         return stream
 
-    async def embed(self, request_id: str, texts: list[tuple[int, ...]]) -> list[bytes]:
-        """The vectors of these token ids, float32. Raises StropError when the engine refuses or loses the request."""
+    async def embed(self, request_id: str, texts: Sequence[str | tuple[int, ...]]) -> list[EmbeddingRequestOutput]:
+        """Vectors of texts or of token ids. Raises StropError when the engine refuses or loses the request."""
         if self.facts is None:
             raise EngineDownError(f"{self.trouble}: send the request again in a few seconds")
-        vectors = self._vectors[request_id] = asyncio.get_running_loop().create_future()
-        self.send(Embed(request_id, texts))
+        outputs = self._embeds[request_id] = asyncio.get_running_loop().create_future()
+        self.send(Embed(request_id, list(texts)))
         try:
-            return await vectors
+            return await outputs
         finally:
-            del self._vectors[request_id]
+            del self._embeds[request_id]
 
     def forget(self, request_id: str, *, is_over: bool) -> None:
         """Nobody listens any more; unless the engine is done with the request, it is told so."""
@@ -215,7 +215,7 @@ class EngineClient:
         """One life of the engine's process; returns why it ended."""
         with tempfile.TemporaryDirectory(prefix="strop-") as folder, contextlib.ExitStack() as stack:
             orders = msgspec.structs.replace(self._orders, commands=f"ipc://{folder}/c", messages=f"ipc://{folder}/m")
-            commands = _bound(stack, zmq.Context.instance().socket(zmq.PUSH), orders.commands)
+            commands: zmq.Socket[bytes] = _bound(stack, zmq.Context.instance().socket(zmq.PUSH), orders.commands)
             messages = _bound(stack, zmq.asyncio.Context.instance().socket(zmq.PULL), orders.messages)
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "strop.engine.process", stdin=asyncio.subprocess.PIPE, start_new_session=True
@@ -257,9 +257,9 @@ class EngineClient:
                             stream.put(event)
                     if self.on_step is not None:
                         self.on_step(message)
-                case Embedded(request_id, vectors):
-                    if request_id in self._vectors and not self._vectors[request_id].done():
-                        self._vectors[request_id].set_result(vectors)
+                case Embedded(request_id, outputs):
+                    if request_id in self._embeds and not self._embeds[request_id].done():
+                        self._embeds[request_id].set_result(outputs)
                 case Alive(step_age_s):
                     self._step_age_s = step_age_s
                 case Loaded(facts):
@@ -268,7 +268,7 @@ class EngineClient:
                         loaded.set_result(facts)
                 case Failed(None, kind, text):
                     return _error(kind, text)
-                case Failed(request_id, kind, text):
+                case Failed(str(request_id), kind, text):
                     self._fail(request_id, _error(kind, text))
 
     async def _watch(self) -> str:
@@ -282,11 +282,11 @@ class EngineClient:
     def _fail(self, request_id: str, error: StropError) -> None:
         if request_id in self._streams:
             self._streams[request_id].put(error)
-        elif request_id in self._vectors and not self._vectors[request_id].done():
-            self._vectors[request_id].set_exception(error)
+        elif request_id in self._embeds and not self._embeds[request_id].done():
+            self._embeds[request_id].set_exception(error)
 
     def _fail_all(self, error: StropError) -> None:
-        for request_id in [*self._streams, *self._vectors]:
+        for request_id in [*self._streams, *self._embeds]:
             self._fail(request_id, error)
         self._streams.clear()
 
