@@ -22,7 +22,6 @@ from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
-from strop.ops.attention import block_axis
 
 log = logging.getLogger(__name__)
 
@@ -167,10 +166,9 @@ class Engine:
                 )
 
     def _copy_blocks(self, plan: StepPlan) -> None:
-        axis = block_axis(self.layout.platform)
         for group, source, destination in plan.copies:
             caches = list(self._caches)
-            caches[group] = copy_block(caches[group], source, destination, axis=axis)
+            caches[group] = copy_block(caches[group], source, destination, platform=self.layout.platform)
             self._caches = tuple(caches)
 
     def _run(

@@ -61,6 +61,7 @@ def main() -> None:
     """Entry point of the process."""
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
     logging.basicConfig(level=orders.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("jax").setLevel(logging.WARNING)
     context = zmq.Context()
     server = EngineServer(
         _connected(context, zmq.PULL, orders.commands), _connected(context, zmq.PUSH, orders.messages)

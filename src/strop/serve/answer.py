@@ -12,7 +12,7 @@ from strop.core.errors import EngineDownError, StropError
 from strop.core.request import Request, TokenEvent
 from strop.engine.text import StreamDetokenizer, must_abort
 from strop.serve.engine_client import Stream
-from strop.serve.gate import send_error
+from strop.serve.gate import json_headers, send_error
 from strop.serve.openai.errors import ApiError, as_api_error
 from strop.serve.openai.exchange import Exchange
 from strop.serve.service import Service
@@ -20,7 +20,6 @@ from strop.serve.service import Service
 log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-_JSON_HEADERS = [(b"content-type", b"application/json")]
 _HEADERS_AFTER_S = 2.0  # without a token: until then a refusal can still have a status of its own
 _KEEP_ALIVE_S = 10.0
 
@@ -144,7 +143,7 @@ class Answer:
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if not self._has_headers:
             self._has_headers = True
-            headers = _STREAM_HEADERS if self._exchange.stream else _JSON_HEADERS
+            headers = _STREAM_HEADERS if self._exchange.stream else json_headers(body)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": more})
 

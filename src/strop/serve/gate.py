@@ -98,9 +98,15 @@ class Gate:
             scope["state"].update(key_name=name, salt=self._keys.salt(name))
 
 
+def json_headers(body: bytes) -> list[tuple[bytes, bytes]]:
+    """Of a response that is this JSON."""
+    return [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+
+
 async def send_error(send: Send, error: Exception) -> None:
     """A whole response that says what was wrong, and to official clients whether to try again."""
-    headers = [(b"content-type", b"application/json")]
+    body = error_body(error)
+    headers = json_headers(body)
     if isinstance(error, OverloadError):
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
     elif isinstance(error, EngineDownError):
@@ -108,7 +114,7 @@ async def send_error(send: Send, error: Exception) -> None:
     else:
         headers.append((b"x-should-retry", b"false"))
     await send({"type": "http.response.start", "status": as_api_error(error).status, "headers": headers})
-    await send({"type": "http.response.body", "body": error_body(error)})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
