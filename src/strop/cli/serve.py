@@ -22,6 +22,12 @@ _START = time.perf_counter()
     "--api-keys", type=click.Path(path_type=Path), help="File of keys (see `strop keys`); asked of everybody."
 )
 @click.option("--cors-origin", "cors_origins", multiple=True, help="Web origin whose pages may call; may be repeated.")
+@click.option(
+    "--runner",
+    type=click.Choice(["auto", "generate", "pooling"]),
+    default="auto",
+    help="Write answers, or make vectors; auto: vectors if the model is an encoder.",
+)
 @click.option("--max-seqs", default=32, type=click.IntRange(1), help="Sequences in one step.")
 @click.option("--max-queue", default=128, type=click.IntRange(1), help="Requests that may wait; more get a 429.")
 @click.option("--max-queue-tokens", default=131_072, type=click.IntRange(1), help="Prompt tokens that may wait.")
@@ -69,6 +75,7 @@ def command(
             request_timeout_s=settings["timeout"],
             drain_s=settings["drain"],
             price_per_hour=settings["price_per_hour"],
+            runner=settings["runner"],
         )
         tokenizer = load_text_side(model, chat_template)
     serve(

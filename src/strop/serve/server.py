@@ -42,7 +42,11 @@ def serve(
     keys = None if config.api_keys is None else KeyFile(config.api_keys)
     with _listening_socket(config.host, config.port) as listener, asyncio.Runner(loop_factory=_new_loop) as runner:
         client = EngineClient(
-            model, engine_config, step_deadline_s=config.step_deadline_s, kill_after_s=5 * config.step_deadline_s
+            model,
+            engine_config,
+            config.runner,
+            step_deadline_s=config.step_deadline_s,
+            kill_after_s=5 * config.step_deadline_s,
         )
         service = Service(config, tokenizer, client)
         server = _Server(service, keys)

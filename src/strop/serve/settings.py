@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strop.core.config import MIB
+from strop.engine.loading import Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,8 @@ class ServeConfig:
 
     model_names: tuple[str, ...]
     """What requests may call the model; the first is what answers call it."""
+    runner: Runner = "auto"
+    """Whether to write or to make vectors."""
     host: str = "127.0.0.1"
     port: int = 8000
     """0 picks a free one."""
