@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PROBES_S = (0.25, 1.0)  # the second for a machine that was too busy at the first
+_PROBES_S = (0.25, 0.5)  # the second for a machine that was too busy at the first
 _NUM_ROWS, _NUM_LOGITS = 2, 1  # unlike: an operation's number of rows tells whether it is of all rows or of the last
 
 

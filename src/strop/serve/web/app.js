@@ -9,28 +9,67 @@ const POLL_MS = 1000;
 const $ = (id) => document.getElementById(id);
 
 const count = (value) => value.toLocaleString("en", { maximumFractionDigits: 0 });
-const milliseconds = (value) => (value < 9.95 ? value.toFixed(1) : count(value)) + " ms";
-const percent = (value) => `${value < 9.95 && value % 1 ? value.toFixed(1) : count(value)} %`;
+const short = (value) => (value < 9.95 && value % 1 ? value.toFixed(1) : count(value));
+const perSecond = (value) => [count(value), "/s"];
+const percent = (value) => [short(value), " %"];
+const duration = (ms) => (ms < 999.5 ? [short(ms), " ms"] : [short(ms / 1000), " s"]);
 const times = (value, factor) => (value === null ? null : value * factor);
-const mebibytes = (bytes) => (bytes < 2 ** 30 ? `${count(bytes / 2 ** 20)} MiB` : `${(bytes / 2 ** 30).toFixed(2)} GiB`);
+const bytes = (value) => (value < 2 ** 30 ? `${count(value / 2 ** 20)} MiB` : `${(value / 2 ** 30).toFixed(2)} GiB`);
 
 const plots = [
-  new Plot("Throughput", [{ name: "tokens a second", value: (live) => live.tokens_per_s }], (v) => `${count(v)}/s`, 10),
-  new Plot("Share of the limit", [{ name: "share", value: (live) => times(live.share_of_limit, 100) }], percent, 100),
-  new Plot("First token", [
-    { name: "median", value: (live) => times(live.ttft_p50_s, 1000) },
-    { name: "95th percentile", value: (live) => times(live.ttft_p95_s, 1000) },
-  ], milliseconds, 10),
-  new Plot("Between tokens", [
-    { name: "median", value: (live) => times(live.itl_p50_s, 1000) },
-    { name: "99th percentile", value: (live) => times(live.itl_p99_s, 1000) },
-  ], milliseconds, 10),
-  new Plot("Running, waiting", [
-    { name: "running", value: (live) => live.num_running },
-    { name: "waiting", value: (live) => live.num_waiting },
-  ], count, 5),
-  new Plot("Cache in use", [{ name: "share", value: (live) => live.cache_use * 100 }], percent, 100),
-];
+  {
+    title: "Throughput",
+    help: "Tokens generated a second",
+    series: [{ name: "now", value: (live) => live.tokens_per_s }],
+    format: perSecond,
+    least: 10,
+  },
+  {
+    title: "Share of the limit",
+    help: "The least time that the last minute's steps could have taken on this machine, over the time they took. "
+      + "Idle time does not count.",
+    series: [{ name: "now", value: (live) => times(live.share_of_limit, 100) }],
+    format: percent,
+    least: 100,
+  },
+  {
+    title: "TTFT",
+    help: "Time to the first token, of the last ten seconds: median and 95th percentile",
+    series: [
+      { name: "median", mark: "p50", value: (live) => times(live.ttft_p50_s, 1000) },
+      { name: "95th percentile", mark: "p95", value: (live) => times(live.ttft_p95_s, 1000) },
+    ],
+    format: duration,
+    least: 10,
+  },
+  {
+    title: "ITL",
+    help: "Time between the tokens of an answer, of the last ten seconds: median and 99th percentile",
+    series: [
+      { name: "median", mark: "p50", value: (live) => times(live.itl_p50_s, 1000) },
+      { name: "99th percentile", mark: "p99", value: (live) => times(live.itl_p99_s, 1000) },
+    ],
+    format: duration,
+    least: 10,
+  },
+  {
+    title: "Running, waiting",
+    help: "Sequences in the batch, and requests that wait for their turn",
+    series: [
+      { name: "running", value: (live) => live.num_running },
+      { name: "waiting", value: (live) => live.num_waiting },
+    ],
+    format: (value) => [count(value), ""],
+    least: 5,
+  },
+  {
+    title: "Cache in use",
+    help: "Blocks of the KV cache that sequences hold",
+    series: [{ name: "now", value: (live) => live.cache_use * 100 }],
+    format: percent,
+    least: 100,
+  },
+].map((description) => new Plot(description));
 $("plots").append(...plots.map((plot) => plot.element));
 
 const prompt = $("prompt");
@@ -136,7 +175,7 @@ function show({ trouble, uptime_s, num_restarts, card, live }) {
     ["Cost of a request", cost === null ? null : cost.toPrecision(2)],
     ["Prompt tokens found in the cache", count(live.prefix_hit_tokens)],
     ["Restarts of the engine", num_restarts || null],
-    ["Up", duration(uptime_s)],
+    ["Up", age(uptime_s)],
   ]);
   if (card) showCard(card);
 }
@@ -147,23 +186,24 @@ function showCard(card) {
   document.title = `${chat.model} · Strop`;
   list($("card"), [
     ["Name", card.names.join(", ")],
-    ["Does", card.runner === "pooling" ? "makes vectors of texts" : card.has_chat_template ? "chats" : "completes texts"],
+    ["Task", card.runner === "pooling" ? "embeddings" : card.has_chat_template ? "chat" : "completions"],
     ["Context", `${count(card.context_tokens)} tokens`],
     ["One request", card.request_tokens < card.context_tokens ? `${count(card.request_tokens)} tokens` : null],
     ["At once", `${count(card.num_seqs)} sequences`],
-    ["Weights", mebibytes(card.weight_bytes)],
+    ["Weights", bytes(card.weight_bytes)],
     ["Cache", `${count(card.cache_bytes_per_token / 1024)} KiB a token`],
     ["Kernels", card.isa],
     ["Strop", card.version],
   ]);
   $("memory").textContent = card.memory;
+  prompt.disabled = $("action").disabled = card.runner === "pooling";
   $("welcome").firstChild.textContent = card.runner === "pooling"
     ? `${chat.model} makes vectors of texts: ask /v1/embeddings. It does not chat.`
     : `Ask ${chat.model} something.`;
 }
 
 function showState(text, isGood) {
-  if ($("state").textContent !== text) $("state").textContent = text; // each change is read out
+  if ($("state").textContent !== text) $("state").textContent = $("state").title = text; // each change is read out
   $("state").className = isGood ? "good" : "bad";
 }
 
@@ -178,7 +218,7 @@ function list(element, rows) {
   ]));
 }
 
-function duration(seconds) {
+function age(seconds) {
   const [days, hours, minutes] = [seconds / 86_400, (seconds / 3600) % 24, (seconds / 60) % 60].map(Math.floor);
   if (days) return `${days} d ${hours} h`;
   if (hours) return `${hours} h ${minutes} min`;

@@ -176,11 +176,11 @@ class Answer {
     this.error = element("p", "error");
     this.note = element("span", "note");
     this.again = button("Again", () => this.onAgain());
-    const copy = button("Copy", async () => {
-      copy.textContent = (await copied(turn.content)) ? "Copied" : "Not allowed";
-      setTimeout(() => (copy.textContent = "Copy"), 1500);
+    this.copy = button("Copy", async () => {
+      this.copy.textContent = (await copied(turn.content)) ? "Copied" : "Not allowed";
+      setTimeout(() => (this.copy.textContent = "Copy"), 1500);
     });
-    this.bar = bar(this.note, copy, this.again);
+    this.bar = bar(this.note, element("span", "", this.copy, this.again));
     this.element = element("article", "answer", element("h2", "unseen", "Answer"), this.text, this.error, this.bar);
   }
 
@@ -188,6 +188,7 @@ class Answer {
     showMarkdown(this.text, this.turn.content);
     this.error.textContent = this.turn.error ?? "";
     this.note.textContent = this.turn.note ?? "";
+    this.copy.hidden = !this.turn.content;
     this.bar.hidden = this.turn.note === undefined && this.turn.error === undefined;
   }
 
@@ -205,7 +206,7 @@ function note(usage, finish, { began, first, last }) {
     if (written > 1 && last > first) parts.push(`${(((written - 1) * 1000) / (last - first)).toFixed(0)} a second`);
     if (first) parts.push(`first after ${(first - began).toFixed(0)} ms`);
     const cached = details?.cached_tokens;
-    parts.push(`read ${read}${cached ? `, ${cached} of them cached` : ""}`);
+    parts.push(`prompt ${read}${cached ? `, ${cached} of it cached` : ""}`);
   }
   if (finish === "length") parts.push("cut off at the token limit");
   return parts.join(" · ") || "done";

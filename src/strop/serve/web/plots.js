@@ -1,15 +1,17 @@
 // Small plots of the last minutes, one SVG each.
 
-const SPAN_MS = 5 * 60_000;
+const LONGEST_MS = 5 * 60_000;
+const SHORTEST_MS = 60_000;
 const GAP_MS = 5_000; // nothing was heard for so long: the line breaks
 const WIDTH = 300;
 const HEIGHT = 60;
 const SVG = "http://www.w3.org/2000/svg";
 
 export class Plot {
-  // series: [{name, value(live), class}], values being numbers or null. format: value to text. least: of the scale's end.
-  constructor(title, series, format, least) {
-    Object.assign(this, { title, series, format, least, points: [] });
+  // series: [{name, value(live), mark}], values being numbers or null; mark: shown before the value, to tell it from others.
+  // format: a value as [text, unit]; least: the scale's end, unless a value is larger.
+  constructor({ title, help, series, format, least }) {
+    Object.assign(this, { title, series, format, least, points: [], span: SHORTEST_MS });
     this.svg = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
     this.area = this.svg.appendChild(svg("path", { class: "area" }));
     this.lines = series.map((_, i) => this.svg.appendChild(svg("path", { class: `line line-${i}` })));
@@ -21,7 +23,7 @@ export class Plot {
     this.top = Object.assign(document.createElement("small"), { className: "top" });
     const caption = document.createElement("figcaption");
     caption.append(this.heading, ...this.values);
-    this.element = document.createElement("figure");
+    this.element = Object.assign(document.createElement("figure"), { title: help });
     this.element.append(caption, this.svg, this.top);
     this.draw();
   }
@@ -29,7 +31,8 @@ export class Plot {
   add(live) {
     const now = Date.now();
     this.points.push({ at: now, values: this.series.map((each) => each.value(live)) });
-    while (this.points[0].at < now - SPAN_MS) this.points.shift();
+    while (this.points[0].at < now - LONGEST_MS) this.points.shift();
+    this.span = Math.max(SHORTEST_MS, now - this.points[0].at);
     this.draw();
   }
 
@@ -43,12 +46,12 @@ export class Plot {
       const areas = runs.map((run) => `M${run[0][0]},${HEIGHT}L${run.join("L")}L${run.at(-1)[0]},${HEIGHT}Z`);
       if (i === 0) this.area.setAttribute("d", areas.join(""));
     });
-    this.top.textContent = this.format(most);
+    this.top.textContent = this.format(most).join("");
     this.say(points.at(-1));
   }
 
   x({ at }) {
-    return round(WIDTH * (1 - (this.points.at(-1).at - at) / SPAN_MS));
+    return round(WIDTH * (1 - (this.points.at(-1).at - at) / this.span));
   }
 
   // part: of the width, from 0 to 1; null: nobody points.
@@ -58,7 +61,7 @@ export class Plot {
       this.pointed = null;
       this.cursor.setAttribute("d", "");
     } else {
-      const wanted = end - SPAN_MS * (1 - part);
+      const wanted = end - this.span * (1 - part);
       const distance = ({ at }) => Math.abs(at - wanted);
       this.pointed = this.points.reduce((best, point) => (distance(point) < distance(best) ? point : best));
       this.cursor.setAttribute("d", `M${this.x(this.pointed)} 0V${HEIGHT}`);
@@ -70,13 +73,14 @@ export class Plot {
     const point = this.pointed ?? latest;
     const ago = this.pointed ? Math.round((latest.at - this.pointed.at) / 1000) : 0;
     this.heading.textContent = ago ? `${ago} s ago` : this.title;
-    this.series.forEach((each, i) => {
-      const value = point?.values[i] ?? null;
-      this.values[i].textContent = value === null ? "–" : this.format(value);
-      this.values[i].title = each.name;
+    const shown = this.series.map((_, i) => (point && point.values[i] !== null ? this.format(point.values[i]) : ["–", ""]));
+    const unit = shown.at(-1)[1]; // once, if it is the same for all
+    shown.forEach((value, i) => {
+      this.values[i].dataset.mark = this.series[i].mark ?? "";
+      this.values[i].textContent = value[1] === unit && i < shown.length - 1 ? value[0] : value.join("");
     });
-    const words = this.series.map((each, i) => `${each.name} ${this.values[i].textContent}`);
-    this.svg.setAttribute("aria-label", `${this.title}: ${words.join(", ")}; the plot ends at ${this.top.textContent}`);
+    const words = this.series.map(({ name }, i) => `${name} ${shown[i].join("")}`);
+    this.svg.setAttribute("aria-label", `${this.title}: ${words.join(", ")}; at most ${this.top.textContent}`);
   }
 }
 

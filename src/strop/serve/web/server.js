@@ -27,11 +27,15 @@ export async function* chatChunks(body, signal) {
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
-  for await (const data of eventData(reply.body)) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServerError(chunk.error.message, 500);
-    yield chunk;
+  try {
+    for await (const data of eventData(reply.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ServerError(chunk.error.message, 500);
+      yield chunk;
+    }
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // which is how fetch tells of a connection that broke
   }
   throw new ServerError("The connection ended before the answer did.", 0);
 }

@@ -5,7 +5,7 @@ const SETTINGS = "strop.settings";
 // name in the API, label, least, most, step, what an empty field means, what it does
 const PARAMETERS = [
   ["temperature", "Temperature", 0, 100, 0.1, "1", "0 always takes the likeliest token"],
-  ["max_completion_tokens", "Most tokens", 1, 2 ** 31 - 1, 1, "to the context's end", "where an answer is cut off"],
+  ["max_completion_tokens", "Most tokens", 1, 2 ** 31 - 1, 1, "context's end", "where an answer is cut off"],
   ["top_p", "Top p", 0.01, 1, 0.01, "1", "keeps the likeliest tokens that together have this probability"],
   ["top_k", "Top k", 0, 2 ** 31 - 1, 1, "all", "keeps so many of the likeliest tokens"],
   ["min_p", "Min p", 0, 1, 0.01, "0", "keeps tokens at least this times as probable as the likeliest"],
