@@ -13,7 +13,7 @@ NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.t
 demo: $(VENV)/.installed
 	@$(BIN)/strop run "$(MODEL)" "$(PROMPT)" --max-tokens 120
 
-test: check
+test: check build/clients/.installed
 	$(BIN)/pytest tests --ignore=tests/null
 
 check: $(VENV)/.installed-dev
@@ -59,6 +59,13 @@ $(VENV)/.installed: $(VENV)/.requirements $(NATIVE)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --group dev
+	@touch $@
+
+# OpenAI's clients of other versions than the development environment's, for tests/serve.
+build/clients/.installed: Makefile | $(BIN)/pip
+	rm -rf build/clients
+	$(PIP) install --target build/clients/python openai==2.54.0
+	if command -v npm > /dev/null; then npm install --silent --no-audit --no-fund --prefix build/clients openai@6.30.1; fi
 	@touch $@
 
 clean:
