@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, Start
 from tiny_encoder import sentence_transformer, tiny_encoder
 
 from strop.serve.keys import new_key
-
-Start = Callable[..., ServerProcess]
 
 _ELSEWHERE: dict[str, Any] = json.loads(os.environ.get("STROP_TEST_SERVERS", "{}"))
 """URLs of running servers by the names of the fixtures, and `keys`: these are used, and none is started."""

@@ -125,3 +125,7 @@ def _command_line(pid: str) -> bytes:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
+
+
+Start = Callable[..., ServerProcess]
+"""What makes one of some arguments."""
