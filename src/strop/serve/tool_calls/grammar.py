@@ -13,9 +13,9 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 def tool_grammar(tools: Tools, form: ToolFormat) -> StructuredOutputsParams | None:
     """What the answer must look like, in the Lark notation of llguidance; None where the model is free.
 
-    It is free where it may answer in text, its chat template teaches it to call, and no tool is strict. Elsewhere text
-    may end in calls, or must be calls: at most one unless `tools.parallel`, each of one of the functions, with arguments that
-    fit its schema. A free answer in the form of llama3 then has no line that begins with a brace or bracket.
+    It is free where it may answer in text, its chat template teaches it to call, and no function is strict. Else it
+    calls with arguments that fit the schemas, once at most unless `tools.parallel`, and writes text only with "auto".
+    In llama3's form such text has no line that begins with a brace or a bracket: it could be a call.
     """
     functions = tools.functions
     if tools.choice == "auto" and form.taught and not any(function.strict for function in functions):

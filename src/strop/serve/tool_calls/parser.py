@@ -43,7 +43,7 @@ class ToolCallParser:
       string that holds one; null, "" or none at all count as `{}`); from there on they flow as they come.
     - Text that turns out not to be a call comes out as the text it is: other names, broken JSON, what the end cuts off
       before a call begins to come out. Of a call that breaks later the rest is text, and its arguments stay cut.
-    - White space around calls is no text, unless there is text on both sides.
+    - White space around calls is no text; only what follows a call stays, between text and text.
     - With `parallel=False` nothing comes out after the first call.
     - What `<think>` and `</think>` enclose at the start of an answer is text.
 
@@ -195,6 +195,7 @@ class ToolCallParser:
         self.num_calls += 1
         self._place = "call"
         self._held.clear()
+        self._space.clear()
 
     def _read_name(self) -> Generator[None, None, str]:
         yield from self._read_literal('"')
