@@ -12,6 +12,7 @@ llguidance = pytest.importorskip("llguidance")
 
 SPECIAL = ["<eos>", "<tool_call>", "</tool_call>"]
 EOS = 256
+ENDS = (*b'"}', EOS)
 
 
 class Bytes:
@@ -72,9 +73,9 @@ def accepts(form: str, tools: Tools, text: str) -> bool:
 
 
 def call(form: str, name: str, arguments: Any) -> str:
-    if form == "llama3":
-        return json.dumps({"name": name, "parameters": arguments})
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+    key = "parameters" if form == "llama3" else "arguments"
+    text = json.dumps({"name": name, key: arguments}, ensure_ascii=False)
+    return text if form == "llama3" else f"<tool_call>\n{text}\n</tool_call>"
 
 
 def joined(form: str, *calls: str) -> str:
@@ -167,7 +168,7 @@ def test_what_a_grammar_lets_through_is_read_as_calls(form: str, choice: Any, se
     while len(answer) < 4000:
         mask = int.from_bytes(found.compute_bitmask(), "little")
         allowed = [token for token in range(EOS + len(SPECIAL)) if mask >> token & 1]
-        ends = [token for token in allowed if token in b'"}' or token == EOS]
+        ends = [token for token in allowed if token in ENDS]
         answer.append(rng.choice(ends if ends and rng.random() < 0.7 else allowed))
         if answer[-1] == EOS:
             break

@@ -39,5 +39,5 @@ def tool_format(chat_template: str | None, special_tokens: Collection[str] = ())
 # What a template says of the form, or writes for a call of the past. Between its parts there may be the template's own
 # punctuation; models of other forms put something else between the markers, or the schema of a function between braces.
 _TOOLS = re.compile(r"\btools\b")
-_HERMES = re.compile(OPENING + r"""[\s'"{}~+-]{0,80}\{\s*"name":[^{}]{0,160}"arguments":""")
+_HERMES = re.compile(OPENING + r"""[\s'"{}~+-]{0,80}\{\s*"name":(?s:.{0,160}?)"arguments":""")
 _LLAMA3 = re.compile(r'\{"name": [^"{}]{0,80}"parameters":')
