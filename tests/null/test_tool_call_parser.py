@@ -82,6 +82,7 @@ THOUGHT = f"<think>{hermes(('f', {}))}</think>"
         ('<tool_call>{"name": "f"}<tool_call>{"name": "get"}', "", [("f", "{}"), ("get", "{}")]),
         ('<tool_call>{"name": "f", "arguments": {}\n</tool_call>', "", [("f", "{}")]),
         ('<tool_call>{"name": "f", "arguments": {}}}\n</tool_call>', "", [("f", "{}")]),
+        ('<tool_call>{"name": "f", "arguments": {}\n}</tool_call><a', "<a", [("f", "{}")]),
         # Braces and markers in strings are the strings'.
         (hermes(("f", {"a": '}</tool_call>{"\\'})), "", [("f", '{"a": "}</tool_call>{\\"\\\\"}')]),
         # Line breaks that stand bare in a string.

@@ -39,7 +39,7 @@ LISTED = (
     {"type": "function", "function": {"name": "note", "parameters": {"x-guidance": {"lenient": True}}}},
     {"type": "function", "function": {"name": "now"}},
 )
-STRICT = ({"type": "function", "function": {**LISTED[0]["function"], "strict": True}}, *LISTED[1:])  # type: ignore[dict-item]
+STRICT = ({"type": "function", "function": {**LISTED[0]["function"], "strict": True}}, *LISTED[1:])
 FORMS = {
     "hermes": ToolFormat("hermes", taught=True),
     "untaught": ToolFormat("hermes", taught=False),

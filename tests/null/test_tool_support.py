@@ -142,7 +142,7 @@ def test_templates_get_arguments_as_maps() -> None:
     assert given[:2] + given[3:] == CONVERSATION[:2] + CONVERSATION[3:]
     assert given[2]["content"] == ""
     assert [call["function"]["arguments"] for call in given[2]["tool_calls"]] == [{"city": "Zürich"}, {}]
-    assert isinstance(CONVERSATION[2]["tool_calls"][0]["function"]["arguments"], str)  # type: ignore[index]
+    assert isinstance(CONVERSATION[2]["tool_calls"][0]["function"]["arguments"], str)
 
 
 @pytest.mark.parametrize("arguments", ['{"city": ', "[" * 100_000, '{"a": NaN}', {"city": "Oslo"}])

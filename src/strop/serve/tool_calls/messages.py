@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -55,76 +56,69 @@ def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     position = 0
     while position < len(messages):
         message = messages[position]
-        calls = message.get("tool_calls") or ()
         position += 1
+        calls = message.get("tool_calls") or ()
         if len(calls) < 2:
             split.append(message)
             continue
-        end = position
-        while end < len(messages) and messages[end]["role"] == "tool":
-            end += 1
-        results, position = messages[position:end], end
+        results: dict[str | None, list[dict[str, Any]]] = {}
+        while position < len(messages) and messages[position]["role"] == "tool":
+            results.setdefault(messages[position].get("tool_call_id"), []).append(messages[position])
+            position += 1
         for number, call in enumerate(calls):
             split.append({**message, "content": "" if number else message["content"], "tool_calls": [call]})
-            split += [result for result in results if result.get("tool_call_id") == call.get("id")]
-            results = [result for result in results if result.get("tool_call_id") != call.get("id")]
-        split += results
+            split += results.pop(call.get("id"), ())
+        split += chain.from_iterable(results.values())
     return split
 
 
 def _taught_by_text(messages: Sequence[Message], tools: Tools | None) -> list[dict[str, Any]]:
-    turns: list[dict[str, Any]] = []
+    turns: list[tuple[dict[str, Any], list[Any]]] = []
     was_result = False
     for message in messages:
         is_result = message["role"] == "tool"
-        turn = _as_text(message)
+        fields, contents = _as_text(message)
         # Results come from the user, and many templates refuse two turns of one role in a row.
-        if turns and turns[-1]["role"] == turn["role"] == "user" and (is_result or was_result):
-            turns[-1]["content"] = _joined(turns[-1]["content"], turn["content"])
+        if turns and turns[-1][0]["role"] == fields["role"] == "user" and (is_result or was_result):
+            turns[-1][1].extend(contents)
         else:
-            turns.append(turn)
+            turns.append((fields, contents))
         was_result = is_result
-    if tools is None:
-        return turns
-    lesson = _lesson(tools)
-    if turns and turns[0]["role"] in ("system", "developer"):
-        turns[0]["content"] = _joined(turns[0].get("content"), lesson)
-        return turns
-    for turn in turns:
-        if turn["role"] == "user":
-            turn["content"] = _joined(lesson, turn.get("content"))
-            return turns
-    return [{"role": "user", "content": lesson}, *turns]
+    if tools is not None:
+        _teach(turns, _lesson(tools))
+    return [{**fields, "content": _joined(contents)} for fields, contents in turns]
 
 
-def _as_text(message: Message) -> dict[str, Any]:
-    """A message without roles and fields that only a template with tools knows."""
-    if message["role"] == "tool":
-        return {
-            "role": "user",
-            "content": _joined(_joined("<tool_response>", message.get("content")), "</tool_response>"),
-        }
-    calls = message.get("tool_calls")
-    if not calls:
-        return dict(message)
+def _as_text(message: Message) -> tuple[dict[str, Any], list[Any]]:
+    """A message without the roles and fields that only a template with tools knows, and its contents to be joined."""
     content = message.get("content")
-    for call in calls:
+    if message["role"] == "tool":
+        return {"role": "user"}, ["<tool_response>", content, "</tool_response>"]
+    contents = [content]
+    for call in message.get("tool_calls") or ():
         written = {"name": call["function"]["name"], "arguments": _arguments(call)}
-        content = _joined(content, f"{OPENING}\n{json.dumps(written, ensure_ascii=False)}\n{CLOSING}")
-    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
+        contents.append(f"{OPENING}\n{json.dumps(written, ensure_ascii=False)}\n{CLOSING}")
+    return {key: value for key, value in message.items() if key not in ("content", "tool_calls")}, contents
 
 
-def _joined(first: Any, second: Any) -> Any:
-    """Two contents, each a text, a list of parts or nothing, as one."""
-    if not first or not second:
-        return first or second or ""
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n{second}"
-    return [
-        part
-        for content in (first, second)
-        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
-    ]
+def _teach(turns: list[tuple[dict[str, Any], list[Any]]], lesson: str) -> None:
+    if turns and turns[0][0]["role"] in ("system", "developer"):
+        turns[0][1].append(lesson)
+        return
+    for fields, contents in turns:
+        if fields["role"] == "user":
+            contents.insert(0, lesson)
+            return
+    turns.insert(0, ({"role": "user"}, [lesson]))
+
+
+def _joined(contents: Sequence[Any]) -> Any:
+    """Contents, each a text, a list of parts or nothing, as one."""
+    contents = [content for content in contents if content]
+    if all(isinstance(content, str) for content in contents):
+        return "\n".join(contents)
+    parts = ([{"type": "text", "text": one}] if isinstance(one, str) else one for one in contents)
+    return list(chain.from_iterable(parts))
 
 
 def _lesson(tools: Tools) -> str:

@@ -182,6 +182,7 @@ class ToolCallParser:
                 break
             yield from self._skip(",")
         if call.complete:
+            self._held.clear()
             return  # a closing brace, if there is one, is passed over with what follows a call
         if self._character != "}" or not call.name:
             raise NotJsonError
