@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 STAGES = ("headers", "body", "at once", "prefill", "streaming", "whole")
-_WORDS = tuple(["why", "how", "knife", "river", "cat", "prime", "seven", "colour", "poem", "stone", "write", "list", "the", "a", "of", "and", "in", "one", "short", "long"])
+_TEXT = "why how knife river cat prime seven colour poem stone write list the a of and in one short long"
 _NO_LINGER = struct.pack("ii", 1, 0)  # closing then sends a reset
 
 
@@ -67,7 +67,7 @@ async def leave(url: str, stage: str, asked: bytes, draw: random.Random) -> None
 def some_request(draw: random.Random, stage: str, model: str) -> bytes:
     """A request, for the stage at which it will be left: one that would take long, streamed or not."""
     num_words = draw.randint(600, 1200) if stage == "prefill" else draw.choice((3, 40, 200))
-    text = " ".join(draw.choices(_WORDS, k=num_words))
+    text = " ".join(draw.choices(_TEXT.split(), k=num_words))
     how: dict[str, Any] = {"n": draw.choice((1, 1, 1, 3)), "temperature": draw.choice((0, 1)), "ignore_eos": True}
     how |= {"model": model, "max_tokens": 600, "stream": stage in ("streaming", "prefill")}
     how |= draw.choice(({}, {"stop": ["never said"]}, {"logprobs": draw.choice((True, None))}))
