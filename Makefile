@@ -13,15 +13,19 @@ NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.t
 demo: $(VENV)/.installed
 	@$(BIN)/strop run "$(MODEL)" "$(PROMPT)" --max-tokens 120
 
-test: check
-	$(BIN)/pytest tests --ignore=tests/null
+# Tests that start processes or fill the cores themselves run one after the other.
+PARALLEL := -n auto --maxprocesses 4
+
+test: check build/clients/.installed
+	$(BIN)/pytest $(PARALLEL) tests/models tests/ops
+	$(BIN)/pytest tests --ignore=tests/null --ignore=tests/models --ignore=tests/ops
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest tests/null
+	$(BIN)/pytest $(PARALLEL) tests/null
 
 bench: $(VENV)/.installed
 	$(BIN)/strop bench "$(MODEL)" $(ARGS)
@@ -59,6 +63,13 @@ $(VENV)/.installed: $(VENV)/.requirements $(NATIVE)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --group dev
+	@touch $@
+
+# OpenAI's clients of other versions than the development environment's, for tests/serve.
+build/clients/.installed: Makefile | $(BIN)/pip
+	rm -rf build/clients
+	$(PIP) install --target build/clients/python openai==2.54.0
+	if command -v npm > /dev/null; then npm install --silent --no-audit --no-fund --prefix build/clients openai@6.30.1; fi
 	@touch $@
 
 clean:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from strop.core.errors import EngineDownError, StropError
 from strop.core.request import Request, TokenEvent
@@ -42,7 +42,7 @@ class Answer:
         """Answers, unless the client leaves first."""
         task = asyncio.current_task()
         assert task is not None
-        leaving = asyncio.create_task(_until_left(receive, task))
+        leaving = asyncio.create_task(self._until_left(receive, task))
         try:
             async with asyncio.timeout(self._service.config.request_timeout_s):
                 await self._answer(send)
@@ -104,7 +104,9 @@ class Answer:
                 if exchange.stream and frames:
                     await self._send(send, frames)
                     frames = b""
-            await self._send(send, frames + exchange.end(), more=False)
+            body = frames + exchange.end()
+            self._stage = "done"  # a client that leaves from here on has got everything
+            await self._send(send, body, more=False)
             service.metrics.answered(time.monotonic() - self._began_s, self._num_prompt_tokens, self._num_tokens)
             log.info("answered", extra=self._facts())
         finally:
@@ -157,6 +159,13 @@ class Answer:
         else:
             await send_error(send, error)
 
+    async def _until_left(self, receive: Receive, task: "asyncio.Task[Any]") -> None:
+        """Cancels the task when the client goes away before its end."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if self._stage != "done":
+            task.cancel()
+
     def _facts(self) -> dict[str, Any]:
         return {
             "request_id": self._request_id,
@@ -165,11 +174,3 @@ class Answer:
             "completion_tokens": self._num_tokens,
             "duration_s": round(time.monotonic() - self._began_s, 4),
         }
-
-
-async def _until_left(receive: Receive, task: "asyncio.Task[Any]") -> None:
-    """Cancels the task when the client goes away."""
-    message: Message = {"type": ""}
-    while message["type"] != "http.disconnect":
-        message = await receive()
-    task.cancel()

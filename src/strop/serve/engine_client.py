@@ -200,6 +200,9 @@ class EngineClient:
             began_s = time.monotonic()
             try:
                 error = await self._run_engine(loaded)
+            except Exception as unexpected:  # whatever it was, the next engine may do better
+                log.exception("the engine's messages could not be read")
+                error = EngineDownError(f"the engine was lost ({unexpected})")
             finally:
                 self.facts = self._commands = None
             if not loaded.done():

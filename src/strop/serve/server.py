@@ -16,6 +16,7 @@ from strop.engine.messages import ModelFacts
 from strop.formats.tokenizer import Tokenizer
 from strop.serve.app import make_app
 from strop.serve.engine_client import EngineClient
+from strop.serve.http import BoundedHttp
 from strop.serve.keys import KeyFile
 from strop.serve.service import Service
 from strop.serve.settings import ServeConfig
@@ -81,7 +82,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service, keys),
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
