@@ -57,7 +57,8 @@ class StepLimit:
 
     def seconds(self, rows: Sequence[StepRow]) -> float:
         """At least, for a step that computes these rows."""
-        num_rows, num_logits = sum(row.count for row in rows), sum(row.wants_token for row in rows)
+        num_rows = sum(row.count for row in rows)
+        num_logits = sum(row.wants_token + len(row.scored_token_ids) for row in rows)
         compute_s = self._step.compute_s + num_rows * self._row.compute_s + num_logits * self._logit.compute_s
         memory_s = self._step.memory_s + num_rows * self._row.memory_s + num_logits * self._logit.memory_s
         if num_logits:

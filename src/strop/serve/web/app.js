@@ -80,8 +80,8 @@ const chat = new Chat({
   say: (text) => ($("announcer").textContent = text),
   onError: (error) => error.status === 401 && askForKey(),
   onChange: showAction,
-  onEdit: (text) => {
-    prompt.value = text;
+  write: (text) => {
+    prompt.value = text ?? prompt.value;
     fit();
     prompt.focus();
   },

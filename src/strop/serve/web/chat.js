@@ -7,9 +7,10 @@ const TURNS = "strop.turns";
 
 // A turn is {role, content} and, for an answer, {note, error}: plain data, kept while the tab lives.
 export class Chat {
-  // say(text): for those who do not see the page; onError(error): told of each failure; onChange(): began or ended.
-  constructor({ log, scroll, settings, say, onError, onChange, onEdit }) {
-    Object.assign(this, { log, scroll, settings, say, onError, onChange, onEdit });
+  // say(text): to those who do not see the page; onError(error): of each failure; onChange(): an answer began or ended;
+  // write(text): the cursor goes where messages are written, and this text, if any, comes before it.
+  constructor({ log, scroll, settings, say, onError, onChange, write }) {
+    Object.assign(this, { log, scroll, settings, say, onError, onChange, write });
     this.model = "";
     this.abort = null;
     this.turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]");
@@ -39,6 +40,7 @@ export class Chat {
     const parameters = this.settings.parameters();
     if (this.isBusy || parameters === null) return;
     this.cut(this.turns.findLastIndex((turn) => turn.role === "user") + 1);
+    this.write(); // the button that had the focus is gone
     this.answer(parameters);
   }
 
@@ -127,7 +129,7 @@ export class Chat {
       if (this.isBusy) return;
       this.cut(this.turns.indexOf(turn));
       this.keep();
-      this.onEdit(turn.content);
+      this.write(turn.content);
     };
     view.onAgain = () => this.again();
     view.draw();
