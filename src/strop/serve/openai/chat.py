@@ -54,6 +54,8 @@ from strop.serve.openai.tools import (
     Tools,
     chosen_tools,
     forced_or,
+    told,
+    with_call_tokens,
 )
 
 _TEXT_ONLY = "this server reads and writes text only"
@@ -168,8 +170,8 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
     param = "response_format" if request.structured_outputs is None else "structured_outputs"
     shape = forced_or(shape, tools, served.tools, param)
     params = sampling_params(request, max_tokens=_max_tokens(request), logprobs=_logprobs(request), shape=shape)
-    messages = template_messages(request.messages, served.chat_template)
-    asked = Asked(messages, _template(request, tools, served), params)
+    messages, variables = told(template_messages(request.messages, served.chat_template), tools, served.tools)
+    asked = Asked(messages, _template(request, served) | variables, with_call_tokens(params, tools, served.tools))
     return ChatExchange(request, asked, served, f"chatcmpl-{request_id}", created_s, tools)
 
 
@@ -343,7 +345,8 @@ def _tools(request: ChatRequest, served: Served) -> Tools | None:
     else:
         mode = choice
     functions = [tool.function for tool in request.tools or ()]
-    return chosen_tools(functions, mode, named, allowed, request.parallel_tool_calls, served.tools)
+    parallel = request.parallel_tool_calls
+    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
@@ -363,7 +366,7 @@ def _logprobs(request: ChatRequest) -> int | None:
     return request.top_logprobs or 0
 
 
-def _template(request: ChatRequest, tools: Tools | None, served: Served) -> dict[str, Any]:
+def _template(request: ChatRequest, served: Served) -> dict[str, Any]:
     """Keyword arguments of Tokenizer.apply_chat_template."""
     template = template_variables(request.chat_template_kwargs)
     template |= effort_variable(request.reasoning_effort, served.chat_template, "reasoning_effort")
@@ -383,6 +386,4 @@ def _template(request: ChatRequest, tools: Tools | None, served: Served) -> dict
     template["add_generation_prompt"] = not goes_on and request.add_generation_prompt is not False
     if request.documents is not None:
         template["documents"] = request.documents
-    if tools is not None:
-        template["tools"] = list(tools.listed)
     return template

@@ -80,7 +80,9 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[str, honoured("a name of the served model; others get 404")]
     stream: Annotated[bool | None, honoured("the answer in server-sent events")] = None
     stream_options: Annotated[StreamOptions | None, honoured("only with stream")] = None
-    max_tokens: Annotated[Count | None, honoured("tokens of an answer at most")] = None
+    max_tokens: Annotated[Count | None, honoured("tokens of an answer at most; in /v1/completions 16 by default")] = (
+        None
+    )
     n: Annotated[Annotated[int, Meta(ge=1)] | None, honoured("answers to a prompt", cap="n")] = None
     temperature: Annotated[Temperature | None, honoured("0 is greedy, 1 the default")] = None
     top_p: Annotated[TopP | None, honoured("")] = None
@@ -198,9 +200,6 @@ def only_shape(**shapes: StructuredOutputsParams | None) -> StructuredOutputsPar
     if len(given) > 1:
         raise ApiError(f"{' and '.join(given)} each give the answer a shape: give one of them", param=given[1])
     return shapes[given[0]] if given else None
-
-
-_Number = int | float
 
 
 def _or(value: Any, default: Any) -> Any:
