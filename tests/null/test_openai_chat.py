@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_exchanges import CHAT, USER, WEATHER, ScriptedTools, answer, body, drive, frames, served
+from openai_exchanges import CHAT, USER, WEATHER, Form, ScriptedTools, answer, body, drive, frames, served
 
 from strop.core.errors import RequestError, StropError
 from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai import chat
 from strop.serve.openai.errors import ApiError
 
+TEXT = st.text('a"\\\n é€😀', max_size=5)
 TOOLS = [{"type": "function", "function": WEATHER}]
 
 
@@ -226,7 +227,7 @@ def test_a_stream_is_what_a_client_expects() -> None:
     assert all("usage" not in chunk for chunk in frames(drive(parse(stream=True), answer("a"))))
 
 
-@given(st.lists(st.text(), max_size=6), st.booleans(), st.sampled_from(["stop", "length"]))
+@given(st.lists(TEXT, max_size=6), st.booleans(), st.sampled_from(["stop", "length"]))
 def test_a_stream_adds_up_to_the_reply_in_one_piece(texts: list[str], logprobs: bool, reason: str) -> None:
     fields = {"logprobs": True, "top_logprobs": 2} if logprobs else {}
     deltas = answer(*texts, finish_reason=reason, logprob=-0.5 if logprobs else None)
@@ -264,13 +265,20 @@ def test_tool_calls(stream: bool) -> None:
     assert calls == [("call_1", "function", "weather", '{"a":1}'), ("call_2", "function", "other", "{}")]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_call_that_is_cut_off_ends_by_length(stream: bool) -> None:
-    exchange = parse(tools=TOOLS, stream=stream, server={"tools": ScriptedTools()})
-    sent = drive(exchange, answer("@weather", '+{"a"', finish_reason="length"))
-    reply = streamed(sent) if stream else completion(sent)
-    assert reply.choices[0].finish_reason == "length"
-    assert reply.choices[0].message.content is None
+def test_a_call_that_is_cut_off_ends_by_length() -> None:
+    deltas = answer("@weather", '+{"a"', finish_reason="length")
+    (choice,) = completion(drive(parse(tools=TOOLS, server={"tools": ScriptedTools()}), deltas)).choices
+    assert (choice.finish_reason, choice.message.content) == ("length", None)
+    assert choice.message.tool_calls[0].function.arguments == '{"a"'
+    openai = pytest.importorskip("openai")
+    with pytest.raises(openai.LengthFinishReasonError):
+        streamed(drive(parse(tools=TOOLS, stream=True, server={"tools": ScriptedTools()}), deltas))
+
+
+def test_control_tokens_that_mark_calls_stay_in_the_text() -> None:
+    marked = {"tools": ScriptedTools(Form(("<tool_call>",)))}
+    assert parse(tools=TOOLS, server=marked).asked[0].params.skip_special_tokens is False
+    assert parse(server=marked).asked[0].params.skip_special_tokens is True
 
 
 def test_logprobs_name_bytes_and_have_no_infinity() -> None:

@@ -171,10 +171,10 @@ class Tokenizer:
                 raise RequestError(f"{name} must be a list of maps, such as JSON schemas, not {listed!r:.80}")
         given = {**dict(self._special.template_names), "tools": tools, "documents": documents, **variables}
         template = template_for(self.chat_templates if chat_template is None else {DEFAULT: chat_template}, given)
-        messages = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in messages]
-        mark = _mark_end(messages) if continue_final_message else ""
+        shown = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in messages]
+        mark = _mark_end(shown) if continue_final_message else ""
         text = self._renderer.render(
-            template, {**given, "messages": messages, "add_generation_prompt": add_generation_prompt}
+            template, {**given, "messages": shown, "add_generation_prompt": add_generation_prompt}
         )
         if not mark:
             return text
