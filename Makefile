@@ -13,15 +13,19 @@ NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.t
 demo: $(VENV)/.installed
 	@$(BIN)/strop run "$(MODEL)" "$(PROMPT)" --max-tokens 120
 
+# Tests that start processes or fill the cores themselves run one after the other.
+PARALLEL := -n auto --maxprocesses 4
+
 test: check
-	$(BIN)/pytest tests --ignore=tests/null
+	$(BIN)/pytest $(PARALLEL) tests/models tests/ops
+	$(BIN)/pytest tests --ignore=tests/null --ignore=tests/models --ignore=tests/ops
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest tests/null
+	$(BIN)/pytest $(PARALLEL) tests/null
 
 bench: $(VENV)/.installed
 	$(BIN)/strop bench "$(MODEL)" $(ARGS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strop import __version__
-from strop.bench.limits import CostModel
+from strop.bench.limits import LIMITED_ROWS, CostModel
 from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, UNITS, Workload
 from strop.core.config import GIB, MIB
 from strop.machine.probe import MachineRates
@@ -49,8 +49,8 @@ def describe_rates(rates: MachineRates, costs: CostModel, workloads: list[Worklo
         f"4 KiB pages, {rates.read_huge_bytes_per_s / GIB:.1f} in 2 MiB pages",
     ]
     for workload in workloads:
-        best = costs.best_value(workload, rates)
-        if best is not None:
+        if workload.row in LIMITED_ROWS:
+            best = costs.best_value(workload, rates)
             lines.append(f"ceiling            {workload.label}: {best:,.0f} {UNITS[workload.row]}")
     return "\n".join(lines)
 

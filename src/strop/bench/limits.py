@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, Workload
+from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, RowName, Workload
 from strop.machine.probe import MachineRates
 from strop.models import decoder
 from strop.models.cache import cache_groups
@@ -25,6 +25,9 @@ from strop.ops.linear import LinearCall
 from strop.ops.linear import cost as linear_cost
 from strop.ops.norm import AddNormCall
 from strop.ops.sample import cost as sample_cost
+
+LIMITED_ROWS: tuple[RowName, ...] = ("decode", "throughput", "prefill")
+"""The workloads that have a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,11 @@ class CostModel:
         """Prompts in one step: no engine can read the weights less than once."""
         return self.step(num_prompts * prompt_len, num_prompts, [prompt_len] * num_prompts, prompt_len)
 
-    def best_value(self, workload: Workload, rates: MachineRates) -> float | None:
-        """The value of `workload` at the machine's limit; None for rows that have none."""
+    def best_value(self, workload: Workload, rates: MachineRates) -> float:
+        """The value of `workload`, one of LIMITED_ROWS, at the machine's limit."""
         batch = workload.amount
         if workload.row == "prefill":
             return workload.amount / self.prefill(1, workload.amount).limit_s(rates)
-        if workload.row not in ("decode", "throughput"):
-            return None
         # A step's time is linear in its context, so the middle step stands for all.
         step_s = self.decode_step(batch, PROMPT_TOKENS + ANSWER_TOKENS // 2).limit_s(rates)
         if workload.row == "decode":

@@ -7,6 +7,8 @@ from strop import __version__
 
 VERBS = {
     "run": "answer one prompt, streamed to the terminal",
+    "serve": "answer OpenAI's clients over HTTP",
+    "keys": "make an API key for a server",
     "chat": "a conversation in the terminal, or one line in and one answer out",
     "embed": "vectors of texts, from an encoder or a decoder, as JSON lines",
     "bench": "measure a model on this machine, beside other engines",

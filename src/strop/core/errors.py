@@ -19,3 +19,15 @@ class CapacityError(StropError):
 
 class RequestError(StropError):
     """One request is impossible or malformed; the engine goes on."""
+
+
+class EngineDownError(StropError):
+    """The engine's process is not there, or was lost with the request: the same request may succeed later."""
+
+
+class OverloadError(StropError):
+    """The queue is full."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
+from strop.formats.chat_templates import DEFAULT
 from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
 from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.gguf_tokenizer import tokenizer_from_gguf
@@ -20,7 +21,7 @@ from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
 from strop.models.reader import ParameterReader, load_spec
-from strop.models.spec import LayerSpec, ModelSpec
+from strop.models.spec import ModelSpec
 from strop.ops import native
 from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
@@ -188,18 +189,20 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
 
     for layer in dict.fromkeys(spec.layers):
         reason = declines_shape(layer.attention.head_dim, config.block_len) or declines_gate(layer.mlp.ffn_dim)
-        reason = reason or _unserved(layer)
         if reason is not None:
             return reason
     return None
 
 
-def _unserved(layer: LayerSpec) -> str | None:
-    """What the native kernels do not do yet; None if nothing."""
-    qk_norm = layer.attention.qk_norm
-    if qk_norm is not None and qk_norm.over == "each_head":
-        return "norms with a weight for each head have no kernel yet"
-    return None
+def load_text_side(model: str, chat_template: str | None = None) -> Tokenizer:
+    """What a front end needs of a model whose engine runs elsewhere; the template, if given, is used for all chats."""
+    checkpoint = open_checkpoint(model)
+    tokenizer = load_tokenizer(checkpoint)
+    tokenizer.fit_embedding(load_spec(checkpoint).vocab_size)
+    if chat_template is not None:
+        tokenizer.chat_templates = {DEFAULT: chat_template}
+    tokenizer.start_renderer()
+    return tokenizer
 
 
 def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:

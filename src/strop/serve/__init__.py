@@ -1,1 +1,1 @@
-"""The server: HTTP in front of an engine that runs in a process of its own."""
+"""The OpenAI-compatible server: an API process (this package) in front of an engine process."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from strop.core.errors import CapacityError, RequestError, StropError, UnsupportedError
+from strop.core.errors import CapacityError, EngineDownError, OverloadError, RequestError, StropError, UnsupportedError
 
 
 class ApiError(StropError):
@@ -53,7 +53,9 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, RequestError | UnsupportedError):
         return ApiError(str(error))
-    if isinstance(error, CapacityError):
+    if isinstance(error, OverloadError):
+        return ApiError(str(error), status=429, type="rate_limit_error", code="rate_limit_exceeded")
+    if isinstance(error, CapacityError | EngineDownError):
         return ApiError(str(error), status=503, type="server_error")
     message = str(error) if isinstance(error, StropError) else "the server failed; its log says why"
     return ApiError(message, status=500, type="server_error")

@@ -73,8 +73,15 @@ class Asked:
 class Exchange(Protocol):
     """The translation of one HTTP request and its reply. All methods raise ApiError for what the request has wrong."""
 
-    asked: tuple[Asked, ...]
-    stream: bool
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What the engine is to do."""
+        ...
+
+    @property
+    def stream(self) -> bool:
+        """Whether the client wants frames as the answer grows."""
+        ...
 
     def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
         """When `asked[which]` is tokenised. Returns what can be sent now.

@@ -1,0 +1,176 @@
+"""One HTTP request that makes the model write, from its first byte to its last, or to its client's leaving."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from strop.core.errors import EngineDownError, StropError
+from strop.core.request import Request, TokenEvent
+from strop.engine.text import StreamDetokenizer, must_abort
+from strop.serve.engine_client import Stream
+from strop.serve.gate import json_headers, send_error
+from strop.serve.openai.errors import ApiError, as_api_error
+from strop.serve.openai.exchange import Exchange
+from strop.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+_HEADERS_AFTER_S = 2.0  # without a token: until then a refusal can still have a status of its own
+_KEEP_ALIVE_S = 10.0
+
+
+class Answer:
+    """The response, as an ASGI application. However it ends, the engine keeps nothing of it."""
+
+    def __init__(self, exchange: Exchange, service: Service, request_id: str, salt: bytes) -> None:
+        self._exchange = exchange
+        self._service = service
+        self._request_id = request_id
+        self._salt = salt
+        self._began_s = time.monotonic()
+        self._stage = "queued"
+        self._last_token_s: dict[tuple[int, int], float] = {}
+        self._num_prompt_tokens = self._num_tokens = 0
+        self._has_headers = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, unless the client leaves first."""
+        task = asyncio.current_task()
+        assert task is not None
+        leaving = asyncio.create_task(self._until_left(receive, task))
+        try:
+            async with asyncio.timeout(self._service.config.request_timeout_s):
+                await self._answer(send)
+        except asyncio.CancelledError:
+            if leaving.done():
+                task.uncancel()
+                self._service.metrics.cancelled(self._stage)
+                log.info("client left", extra=self._facts())
+                return
+            await self._fail(send, EngineDownError("the server is closing; send the request again"))
+            raise
+        except TimeoutError:
+            limit_s = self._service.config.request_timeout_s
+            await self._fail(send, ApiError(f"the answer took longer than {limit_s:.0f} s", status=504, code="timeout"))
+        except Exception as error:
+            if not isinstance(error, StropError):
+                log.exception("a request failed", extra=self._facts())
+            await self._fail(send, error)
+        finally:
+            leaving.cancel()
+
+    async def _answer(self, send: Send) -> None:
+        service, exchange = self._service, self._exchange
+        ticket = service.admission.enter()
+        stream: Stream | None = None
+        try:
+            requests = [
+                Request(
+                    f"{self._request_id}/{which}",
+                    await service.token_ids(asked.prompt, asked.template),
+                    asked.params,
+                    self._salt,
+                )
+                for which, asked in enumerate(exchange.asked)
+            ]
+            self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+            ticket.weigh(self._num_prompt_tokens)
+            texts = [StreamDetokenizer(service.tokenizer, request.params) for request in requests]
+            frames = b"".join(exchange.begin(i, request.prompt_token_ids) for i, request in enumerate(requests))
+            stream = service.client.submit(requests)
+            self._stage = "waiting"
+            while not stream.is_over:
+                events = await self._next(stream, send)
+                if self._stage == "waiting":
+                    self._stage = "streaming"
+                    ticket.start()
+                self._observe(events)
+                for which, event in events:
+                    if event.finish_reason == "abort":
+                        raise StropError(str(event.stop_reason))
+                    delta = texts[which].push(event)
+                    if delta is None:
+                        continue
+                    if must_abort(event, delta):
+                        stream.end_choice(event)
+                    if delta.finish_reason is not None:
+                        service.metrics.finished(delta.finish_reason)
+                    frames += exchange.push(which, delta)
+                if exchange.stream and frames:
+                    await self._send(send, frames)
+                    frames = b""
+            body = frames + exchange.end()
+            self._stage = "done"  # a client that leaves from here on has got everything
+            await self._send(send, body, more=False)
+            service.metrics.answered(time.monotonic() - self._began_s, self._num_prompt_tokens, self._num_tokens)
+            log.info("answered", extra=self._facts())
+        finally:
+            ticket.leave()
+            if stream is not None:
+                stream.close()
+
+    async def _next(self, stream: Stream, send: Send) -> Sequence[tuple[int, TokenEvent]]:
+        """The next events; meanwhile an idle stream shows that it lives."""
+        if not self._exchange.stream:
+            return await stream.next()
+        while True:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE_S if self._has_headers else _HEADERS_AFTER_S):
+                    return await stream.next()
+            except TimeoutError:
+                await self._send(send, b": waiting\n\n")
+
+    def _observe(self, events: Sequence[tuple[int, TokenEvent]]) -> None:
+        """One clock reading for all: they came in one message."""
+        now_s, metrics = time.monotonic(), self._service.metrics
+        for which, event in events:
+            num_tokens = len(event.token_ids)
+            if not num_tokens:
+                continue
+            last_s = self._last_token_s.get((which, event.index))
+            if last_s is not None:
+                metrics.itl_s.observe((now_s - last_s) / num_tokens)
+            elif not self._num_tokens:
+                metrics.ttft_s.observe(now_s - self._began_s)
+                metrics.prompt_tokens.inc(self._num_prompt_tokens)
+            self._last_token_s[which, event.index] = now_s
+            self._num_tokens += num_tokens
+            metrics.generation_tokens.inc(num_tokens)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        if not self._has_headers:
+            self._has_headers = True
+            headers = _STREAM_HEADERS if self._exchange.stream else json_headers(body)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _fail(self, send: Send, error: Exception) -> None:
+        """The error in its place: a status, or a last frame of a stream that has begun."""
+        log.info("failed: %s", error, extra=self._facts())
+        if self._has_headers:
+            await send(
+                {"type": "http.response.body", "body": self._exchange.fail(as_api_error(error)), "more_body": False}
+            )
+        else:
+            await send_error(send, error)
+
+    async def _until_left(self, receive: Receive, task: "asyncio.Task[Any]") -> None:
+        """Cancels the task when the client goes away before its end."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if self._stage != "done":
+            task.cancel()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "request_id": self._request_id,
+            "stage": self._stage,
+            "prompt_tokens": self._num_prompt_tokens,
+            "completion_tokens": self._num_tokens,
+            "duration_s": round(time.monotonic() - self._began_s, 4),
+        }

@@ -1,0 +1,86 @@
+"""What the routes share: the model's text side, the engine, the queue and the counters."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from strop import __version__
+from strop.core.errors import EngineDownError
+from strop.engine.messages import ModelFacts
+from strop.engine.text import Prompt, prepare_prompt
+from strop.formats.tokenizer import Tokenizer
+from strop.serve.admission import Admission
+from strop.serve.engine_client import EngineClient
+from strop.serve.metrics import Metrics
+from strop.serve.openai.exchange import Served
+from strop.serve.settings import ServeConfig
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Service:
+    """Lives as long as the server; belongs to its event loop."""
+
+    def __init__(self, config: ServeConfig, tokenizer: Tokenizer, client: EngineClient) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.client = client
+        self._served: tuple[ModelFacts, Served] | None = None
+        self.is_draining = False
+        """Whether the server is about to end."""
+        self.admission = Admission(config.max_queued_requests, config.max_queued_tokens)
+        self.metrics = Metrics(config.model_names[0], client, self.admission, config.price_per_hour)
+        # Two, so that one long text does not hold up all others; more would take the engine's cores.
+        self._threads = ThreadPoolExecutor(2, "strop-text")
+
+    async def token_ids(self, prompt: Prompt, template: dict[str, Any], add_special: bool = True) -> tuple[int, ...]:
+        """What the engine is to read. Raises RequestError."""
+        if isinstance(prompt, str) and not add_special:
+            return tuple(await self.in_thread(self.tokenizer.encode, prompt, add_special=False))
+        vocab_size = self.facts.vocab_size
+        return await self.in_thread(prepare_prompt, self.tokenizer, prompt, vocab_size=vocab_size, **template)
+
+    @property
+    def served(self) -> Served:
+        """What requests may ask of the engine that runs. Raises EngineDownError if there is none."""
+        facts = self.facts
+        if self._served is None or self._served[0] is not facts:
+            self._served = (
+                facts,
+                Served(
+                    self.config.model_names,
+                    int(time.time()),
+                    facts.max_request_tokens,
+                    self.tokenizer,
+                    self.tokenizer.chat_template or "",
+                    embedding_len=facts.embedding_len,
+                    system_fingerprint=f"strop-{__version__}-{facts.isa}",
+                ),
+            )
+        return self._served[1]
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Of the engine that runs. Raises EngineDownError if there is none."""
+        if self.client.facts is None:
+            raise EngineDownError(f"{self.client.trouble}: try again in a few seconds")
+        return self.client.facts
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no request should be sent here now; None if all is well."""
+        return "the server is about to end" if self.is_draining else self.client.trouble
+
+    async def in_thread(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """What `function` returns, computed beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
