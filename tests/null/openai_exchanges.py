@@ -7,7 +7,7 @@ from typing import Any
 
 from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai.exchange import Exchange, Served
-from strop.serve.openai.tools import ToolCallParser, ToolDelta, Tools
+from strop.serve.tool_calls import ToolDelta, ToolFormat, Tools
 
 USER = {"role": "user", "content": "Hello"}
 CHAT = {"model": "tiny", "messages": [USER]}
@@ -21,14 +21,6 @@ class Bytes:
         return bytes([token_id]) if token_id < 256 else f"<|{token_id}|>".encode()
 
 
-@dataclass(frozen=True)
-class Fragment:
-    index: int
-    id: str | None
-    name: str | None
-    arguments: str
-
-
 @dataclass
 class ScriptedParser:
     """Reads `@name` as the start of a call and `+text` as more of its arguments; the rest is text."""
@@ -38,20 +30,15 @@ class ScriptedParser:
     def push(self, text: str, ended: bool) -> list[ToolDelta | str]:
         if text.startswith("@"):
             self.num_calls += 1
-            return [Fragment(self.num_calls - 1, f"call_{self.num_calls}", text[1:], "")]
+            return [ToolDelta(self.num_calls - 1, "", f"call_{self.num_calls}", text[1:])]
         if text.startswith("+"):
-            return [Fragment(self.num_calls - 1, None, None, text[1:])]
+            return [ToolDelta(self.num_calls - 1, text[1:])]
         return [text]
-
-
-@dataclass(frozen=True)
-class Form:
-    special_tokens: tuple[str, ...] = ()
 
 
 @dataclass
 class ScriptedTools:
-    form: Form = Form()
+    form: ToolFormat = ToolFormat("hermes", taught=True)
     seen: list[Tools] = field(default_factory=list)
 
     def messages(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None) -> list[dict[str, Any]]:
@@ -63,7 +50,7 @@ class ScriptedTools:
     def grammar(self, tools: Tools) -> StructuredOutputsParams | None:
         return StructuredOutputsParams(regex="call") if tools.choice == "required" else None
 
-    def parser(self, tools: Tools) -> ToolCallParser:
+    def parser(self, tools: Tools) -> ScriptedParser:
         self.seen.append(tools)
         return ScriptedParser()
 

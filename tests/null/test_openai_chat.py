@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_exchanges import CHAT, USER, WEATHER, Form, ScriptedTools, answer, body, drive, frames, served
+from openai_exchanges import CHAT, USER, WEATHER, ScriptedTools, answer, body, drive, frames, served
 
 from strop.core.errors import RequestError, StropError
 from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai import chat
 from strop.serve.openai.errors import ApiError
+from strop.serve.tool_calls import ToolFormat
 
 TEXT = st.text('a"\\\n é€😀', max_size=5)
 TOOLS = [{"type": "function", "function": WEATHER}]
@@ -276,7 +277,7 @@ def test_a_call_that_is_cut_off_ends_by_length() -> None:
 
 
 def test_control_tokens_that_mark_calls_stay_in_the_text() -> None:
-    marked = {"tools": ScriptedTools(Form(("<tool_call>",)))}
+    marked = {"tools": ScriptedTools(ToolFormat("hermes", True, frozenset({"<tool_call>"})))}
     assert parse(tools=TOOLS, server=marked).asked[0].params.skip_special_tokens is False
     assert parse(server=marked).asked[0].params.skip_special_tokens is True
 

@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 import pytest
-from openai_exchanges import USER, WEATHER, answer, body, drive, frames, served
+from openai_exchanges import USER, WEATHER, ScriptedTools, answer, body, drive, frames, served
 
 from strop.core.request import Delta, EmbeddingOutput, EmbeddingRequestOutput
 from strop.serve.openai import completions, embeddings, models, tokenize
@@ -183,7 +183,8 @@ def test_tokenize_and_detokenize() -> None:
         "tokens": [72, 105],
         "token_strs": ["H", "i"],
     }
-    chat = tokenize.parse_tokenize(body(messages=[USER], tools=[{"type": "function", "function": WEATHER}]), served())
+    tools = [{"type": "function", "function": WEATHER}]
+    chat = tokenize.parse_tokenize(body(messages=[USER], tools=tools), served(tools=ScriptedTools()))
     assert chat.prompt == [USER]
     assert chat.template["add_generation_prompt"] is True and chat.template["tools"][0]["function"] == WEATHER
     assert json.loads(chat.reply((1,)))["token_strs"] is None

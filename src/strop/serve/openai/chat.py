@@ -49,14 +49,12 @@ from strop.serve.openai.tools import (
     ChatNamedTool,
     ChatTool,
     ChoiceMode,
-    ToolCallParser,
-    ToolDelta,
-    Tools,
     chosen_tools,
     forced_or,
     told,
     with_call_tokens,
 )
+from strop.serve.tool_calls import ToolCallParser, ToolDelta, Tools
 
 _TEXT_ONLY = "this server reads and writes text only"
 _OLD_TOOLS = "this is the deprecated form: give tools and tool_choice"

@@ -36,14 +36,13 @@ from strop.serve.openai.sampling import (
 from strop.serve.openai.tools import (
     ChoiceMode,
     FunctionSpec,
-    ToolDelta,
     ToolName,
-    Tools,
     chosen_tools,
     forced_or,
     told,
     with_call_tokens,
 )
+from strop.serve.tool_calls import ToolDelta, Tools
 
 _NOTHING_STORED = "nothing is stored"
 _CACHED = "prefixes are cached wherever requests share them"

@@ -1,89 +1,18 @@
-"""What a request says about tools, and what the server needs to read a model's calls of them."""
+"""What a request says about tools."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from strop.core.errors import RequestError
 from strop.core.request import SamplingParams, StructuredOutputsParams
 from strop.serve.openai.errors import ApiError
 from strop.serve.openai.fields import honoured, shown
+from strop.serve.tool_calls import Tools, ToolSupport
 
-ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")]
+ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
 ChoiceMode = Literal["none", "auto", "required"]
-
-
-class ToolDelta(Protocol):
-    """A fragment of a call: `id` and `name` come with a call's first one only; arguments add up to JSON text."""
-
-    @property
-    def index(self) -> int:
-        """Which call of the answer, from 0."""
-        ...
-
-    @property
-    def id(self) -> str | None: ...  # noqa: D102
-
-    @property
-    def name(self) -> str | None: ...  # noqa: D102
-
-    @property
-    def arguments(self) -> str: ...  # noqa: D102
-
-
-class ToolCallParser(Protocol):
-    """Reads the text of one answer."""
-
-    def push(self, text: str, ended: bool) -> "Sequence[ToolDelta | str]":
-        """What the next piece of text makes certain: plain text and fragments of calls, in order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The tools a model may call in its answer."""
-
-    listed: tuple[dict[str, Any], ...]
-    """As chat requests give them: {"type": "function", "function": {"name", "description", "parameters", "strict"}}."""
-    choice: Literal["auto", "required"] = "auto"
-    """Whether it must call one."""
-    named: str | None = None
-    """The only one it may call, and must."""
-    parallel: bool = True
-    """Whether it may call several."""
-
-
-class ToolForm(Protocol):
-    """How a model writes a call."""
-
-    @property
-    def special_tokens(self) -> Collection[str]:
-        """The control tokens by which calls are found in an answer's text."""
-        ...
-
-
-class ToolSupport(Protocol):
-    """All that a server does for its model's calls. `tools` is None where none may be called."""
-
-    @property
-    def form(self) -> ToolForm: ...  # noqa: D102
-
-    def messages(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None) -> list[dict[str, Any]]:
-        """What the chat template gets as `messages`: with past calls as this model writes them."""
-        ...
-
-    def template_tools(self, tools: Tools | None) -> list[dict[str, Any]] | None:
-        """What the chat template gets as `tools`."""
-        ...
-
-    def grammar(self, tools: Tools) -> StructuredOutputsParams | None:
-        """The shape of an answer that calls; None where it is free."""
-        ...
-
-    def parser(self, tools: Tools) -> ToolCallParser:
-        """For one answer."""
-        ...
 
 
 class FunctionSpec(Struct, forbid_unknown_fields=True):
@@ -166,12 +95,15 @@ def chosen_tools(
     if support is None:
         raise ApiError("this server was started without tool calls: leave tools out", param="tools")
     usable = by_name if allowed is None else {name: by_name[name] for name in allowed}
-    return Tools(
-        tuple(listed_function(function) for function in usable.values()),
-        "required" if mode == "required" or named is not None else "auto",
-        named,
-        parallel is not False,
-    )
+    try:
+        return Tools(
+            tuple(_listed(function) for function in usable.values()),
+            "required" if mode == "required" or named is not None else "auto",
+            named,
+            parallel is not False,
+        )
+    except RequestError as error:
+        raise ApiError(str(error), param="tools") from None
 
 
 def forced_or(
@@ -207,7 +139,7 @@ def with_call_tokens(params: SamplingParams, tools: Tools | None, support: ToolS
     return replace(params, skip_special_tokens=False)
 
 
-def listed_function(function: FunctionSpec) -> dict[str, Any]:
+def _listed(function: FunctionSpec) -> dict[str, Any]:
     """As chat requests give it, without nulls."""
     fields = {name: getattr(function, name) for name in ("name", "description", "parameters", "strict")}
     return {"type": "function", "function": {name: value for name, value in fields.items() if value is not None}}
