@@ -38,7 +38,7 @@ class ScriptedParser:
 
 @dataclass
 class ScriptedTools:
-    form: ToolFormat = ToolFormat("hermes", taught=True)
+    form: ToolFormat = field(default_factory=lambda: ToolFormat("hermes", taught=True))
     seen: list[Tools] = field(default_factory=list)
 
     def messages(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_exchanges import CHAT, USER, WEATHER, ScriptedTools, answer, body, drive, frames, served
 
@@ -12,7 +12,7 @@ from strop.core.errors import RequestError, StropError
 from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai import chat
 from strop.serve.openai.errors import ApiError
-from strop.serve.tool_calls import ToolFormat
+from strop.serve.tool_calls import ToolFormat, ToolSupport, tool_format
 
 TEXT = st.text('a"\\\n é€😀', max_size=5)
 TOOLS = [{"type": "function", "function": WEATHER}]
@@ -228,6 +228,7 @@ def test_a_stream_is_what_a_client_expects() -> None:
     assert all("usage" not in chunk for chunk in frames(drive(parse(stream=True), answer("a"))))
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, max_size=6), st.booleans(), st.sampled_from(["stop", "length"]))
 def test_a_stream_adds_up_to_the_reply_in_one_piece(texts: list[str], logprobs: bool, reason: str) -> None:
     fields = {"logprobs": True, "top_logprobs": 2} if logprobs else {}
@@ -264,6 +265,20 @@ def test_tool_calls(stream: bool) -> None:
     assert choice.message.content == "Look: "
     calls = [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls]
     assert calls == [("call_1", "function", "weather", '{"a":1}'), ("call_2", "function", "other", "{}")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_of_a_model_that_no_template_teaches(stream: bool) -> None:
+    server = {"tools": ToolSupport(tool_format(None))}
+    exchange = parse(tools=TOOLS, tool_choice="required", stream=stream, server=server)
+    asked = exchange.asked[0]
+    assert "tools" not in asked.template and "weather" in asked.prompt[0]["content"]  # type: ignore[index]
+    assert asked.params.structured_outputs is not None
+    call = '<tool_call>\n{"name": "weather", "arguments": {"place": "Ulm"}}\n</tool_call>'
+    sent = drive(exchange, answer(*call))
+    (choice,) = (streamed(sent) if stream else completion(sent)).choices
+    assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"place": "Ulm"}
 
 
 def test_a_call_that_is_cut_off_ends_by_length() -> None:

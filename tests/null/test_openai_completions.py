@@ -3,12 +3,13 @@
 import base64
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from openai_exchanges import USER, WEATHER, ScriptedTools, answer, body, drive, frames, served
 
-from strop.core.request import Delta, EmbeddingOutput, EmbeddingRequestOutput
+from strop.core.request import Delta, EmbeddingOutput, EmbeddingRequestOutput, TokenLogprob
 from strop.serve.openai import completions, embeddings, models, tokenize
 from strop.serve.openai.errors import ApiError
 
@@ -90,19 +91,57 @@ def test_echo(prompt: Any, stream: bool) -> None:
     assert texts == ["Hébc", "Héa"]
 
 
-def test_echo_with_logprobs_is_refused() -> None:
-    with pytest.raises(ApiError, match="echo with logprobs") as caught:
-        parse(echo=True, logprobs=1)
-    assert caught.value.param == "echo"
+def listed(sent: bytes, stream: bool, index: int = 0) -> dict[str, list[Any]]:
+    """The lists of log probabilities of one choice."""
+    lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for frame in frames(sent) if stream else [json.loads(sent)]:
+        for choice in frame["choices"]:
+            for name, values in (choice["logprobs"] or {}).items() if choice["index"] == index else ():
+                lists[name] += values
+    return lists
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("prompt", "ids"), [("Hi", (300, 72, 105)), ([72, 105], (72, 105))])
+def test_echo_with_logprobs_tells_of_the_prompt(prompt: Any, ids: tuple[int, ...], stream: bool) -> None:
+    exchange = parse(prompt=prompt, echo=True, logprobs=1, stream=stream, n=2)
+    assert (exchange.asked[0].params.logprobs, exchange.asked[0].params.prompt_logprobs) == (1, 1)
+    sent = exchange.begin(0, ids)
+    first, *rest = answer("a", logprob=-1.0)
+    told = tuple(TokenLogprob(i, -2.0, ((65, -0.5),)) for i in ids[1:])
+    for delta in [replace(first, prompt_logprobs=told), *rest, *answer("b", index=1, logprob=-1.0)]:
+        sent += exchange.push(0, delta)
+    sent += exchange.end()
+    is_framed = len(ids) == 3
+    for index, text in enumerate("ab"):
+        lists = listed(sent, stream, index)
+        assert lists["tokens"] == (["<|300|>"] if is_framed else []) + ["H", "i", text]
+        assert lists["token_logprobs"] == [None, *[-2.0] * (len(ids) - 1), -1.0]
+        assert lists["top_logprobs"][0] is None and lists["top_logprobs"][1] == {"A": -0.5, lists["tokens"][1]: -2.0}
+        assert lists["text_offset"] == ([0] if is_framed else []) + [0, 1, 2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_tokens_but_the_prompts(stream: bool) -> None:
+    exchange = parse(prompt="Hi", echo=True, logprobs=0, max_tokens=0, stream=stream, stream_options=None)
+    assert exchange.asked[0].params.max_tokens == 1  # the engine writes at least one
+    sent = exchange.begin(0, (72, 105))
+    told = (TokenLogprob(105, -2.0),)
+    sent += exchange.push(0, Delta("r", 0, "!", (33,), (TokenLogprob(33, -1.0),), "length", None, 0, told))
+    sent += exchange.end()
+    assert listed(sent, stream)["tokens"] == ["H", "i"]
+    choice = (frames(sent)[0] if stream else json.loads(sent))["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
+    if not stream:
+        assert json.loads(sent)["usage"]["completion_tokens"] == 0
+    with pytest.raises(ApiError, match="max_tokens=0"):
+        parse(max_tokens=0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs(stream: bool) -> None:
     sent = drive(parse(logprobs=2, stream=stream), answer("a€", "b", logprob=-1.0))
-    lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for frame in frames(sent) if stream else [json.loads(sent)]:
-        for name, values in (frame["choices"][0]["logprobs"] or {}).items():
-            lists[name] += values
+    lists = listed(sent, stream)
     assert lists["tokens"] == ["a", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", "b"]
     assert lists["token_logprobs"] == [-1.0] * 5
     assert lists["text_offset"] == [0, 1, 1, 1, 2]

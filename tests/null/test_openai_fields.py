@@ -5,7 +5,7 @@ import typing
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_exchanges import CHAT, USER, WEATHER, ScriptedTools, body, served
 
@@ -293,6 +293,7 @@ def test_rich_bodies_are_parsed(path: str) -> None:
     assert PARSERS[path](json.dumps(RICH[path]).encode())
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(PARSERS)),
     st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()),
@@ -301,6 +302,7 @@ def test_any_bytes_are_refused_or_parsed(path: str, data: bytes) -> None:
     is_refused_or_parsed(path, data)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_changed_bodies_are_refused_or_parsed(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(PARSERS)))
@@ -322,6 +324,7 @@ def test_changed_bodies_are_refused_or_parsed(data: st.DataObject) -> None:
     is_refused_or_parsed(path, json.dumps(request).encode())
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(PARSERS)), st.data())
 def test_damaged_bytes_are_refused_or_parsed(path: str, data: st.DataObject) -> None:
     whole = bytearray(json.dumps(RICH[path]).encode())

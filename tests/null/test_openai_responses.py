@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_exchanges import WEATHER, ScriptedTools, answer, body, drive, frames, served
 
@@ -170,6 +170,7 @@ def test_a_stream_is_the_reply_in_one_piece(
         assert reply.output_text == "".join(texts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text('a"\\\n é€😀', max_size=5), max_size=5))
 def test_deltas_add_up_to_the_text(texts: list[str]) -> None:
     events = frames(drive(parse(stream=True), answer(*texts)))

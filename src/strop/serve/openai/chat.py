@@ -226,13 +226,13 @@ class ChatExchange:
         self._tally.add(which, delta)
         choice = self._choices[delta.index]
         ended = delta.finish_reason is not None
-        pieces: Sequence[ToolDelta | str] = (
-            [delta.text] if choice.parser is None else choice.parser.push(delta.text, ended)
-        )
+        pieces: Sequence[ToolDelta | str] = [delta.text]
+        if choice.parser is not None:
+            pieces = choice.parser.push(delta.text, ended)
+            choice.has_calls = choice.has_calls or any(not isinstance(piece, str) for piece in pieces)
         if ended:
-            calls = choice.has_calls or not all(isinstance(piece, str) for piece in pieces)
             reason = finish_reason_of(delta)
-            choice.finish_reason = "tool_calls" if calls and reason == "stop" else reason
+            choice.finish_reason = "tool_calls" if choice.has_calls and reason == "stop" else reason
         logprobs = reported(delta, self._params) if delta.logprobs else ()
         if not self.stream:
             _keep(choice, pieces, logprobs)
@@ -283,7 +283,6 @@ class ChatExchange:
                     frames.append(self._chunk(index, b'{"content":%b}' % encode(piece), told, b"null"))
                     told = b"null"
             else:
-                choice.has_calls = True
                 frames.append(self._chunk(index, b'{"tool_calls":[%b]}' % _fragment(piece), told, b"null"))
                 told = b"null"
         if told != b"null":
@@ -316,7 +315,6 @@ def _keep(choice: _Choice, pieces: "Sequence[ToolDelta | str]", logprobs: Sequen
         if isinstance(piece, str):
             choice.texts.append(piece)
             continue
-        choice.has_calls = True
         if piece.index == len(choice.calls):
             choice.calls.append(_Call(piece.id or "", piece.name or ""))
         choice.calls[piece.index].arguments.append(piece.arguments)

@@ -80,9 +80,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[str, honoured("a name of the served model; others get 404")]
     stream: Annotated[bool | None, honoured("the answer in server-sent events")] = None
     stream_options: Annotated[StreamOptions | None, honoured("only with stream")] = None
-    max_tokens: Annotated[Count | None, honoured("tokens of an answer at most; in /v1/completions 16 by default")] = (
-        None
-    )
+    max_tokens: Annotated[Count | None, honoured("tokens of an answer at most")] = None
     n: Annotated[Annotated[int, Meta(ge=1)] | None, honoured("answers to a prompt", cap="n")] = None
     temperature: Annotated[Temperature | None, honoured("0 is greedy, 1 the default")] = None
     top_p: Annotated[TopP | None, honoured("")] = None
@@ -119,7 +117,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
 
     cache_salt: Annotated[None, refused("the server salts its prefix cache by key")] = None
     truncate_prompt_tokens: Annotated[None, refused("prompts are never cut")] = None
-    prompt_logprobs: Annotated[None, refused("log probabilities of a prompt are not computed")] = None
+    prompt_logprobs: Annotated[None, refused("in /v1/completions, echo with logprobs gives them")] = None
     use_beam_search: Annotated[None, refused("there is no beam search")] = None
     best_of: Annotated[None, refused(_ONE_ANSWER)] = None
     guided_json: Annotated[None, refused(_OLD_GUIDED)] = None
