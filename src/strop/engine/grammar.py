@@ -162,10 +162,16 @@ def _culprit(tokenizer: llguidance.LLTokenizer, document: Any, error: str) -> st
 
 
 _EXPLAINED = (
-    ("oneOf constraints", "the schemas of oneOf must exclude each other by type, or by different constants of a required"
-     " property: use anyOf"),
+    (
+        "oneOf constraints",
+        "the schemas of oneOf must exclude each other by type, or by different constants of a required"
+        " property: use anyOf",
+    ),
     ("are not disjoint", "names may match several of patternProperties: make them exclude each other"),
-    ("circular references", "a $ref with other keywords beside it leads back to itself: move them into what it points to"),
+    (
+        "circular references",
+        "a $ref with other keywords beside it leads back to itself: move them into what it points to",
+    ),
     ("min/maxProperties only", "minProperties and maxProperties need all names in properties to be required"),
     ("Unsatisfiable schema", "nothing satisfies it"),
     ("NoExtension", "nothing matches it"),
@@ -263,7 +269,7 @@ class Grammars:
         for i, matcher in enumerate(matchers):
             if matcher is not None and matcher.error is not None:
                 masks[i] = 0
-        return masks[:, : -(-self._vocab_size // 32)]
+        return np.ascontiguousarray(masks[:, : -(-self._vocab_size // 32)])
 
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:

@@ -170,7 +170,9 @@ class _Gate:
         taken |= {("exclusiveMaximum", ceil(bound)) for end, bound in fractions if end.lower() == "minimum"}
         for keyword, bound, at in self._bounds:
             if (keyword, bound) in taken:
-                raise _refusal(at, f"{keyword}={bound} with another bound less than 1 away is not supported: move it a little")
+                raise _refusal(
+                    at, f"{keyword}={bound} with another bound less than 1 away is not supported: move it a little"
+                )
         # Its least common multiples are computed in 32 bits, and an overflow goes unnoticed.
         if self._multiples:
             scale = 10 ** max(_num_decimals(number) for number, _ in self._multiples)
@@ -213,7 +215,8 @@ class _Gate:
                 raise _refusal(at, "$id inside a schema is not supported: use $ref with a path, such as #/$defs/name")
         else:
             raise _refusal(
-                at, f"{keyword!r} is not a keyword of draft 2020-12: leave it out, or let the name of a note begin with x-"
+                at,
+                f"{keyword!r} is not a keyword of draft 2020-12: leave it out, or let the name of a note begin with x-",
             )
 
     def _map(self, value: Any, at: str, depth: int) -> dict[str, Any]:
@@ -257,7 +260,9 @@ class _Gate:
     def _pointer(self, reference: Any, at: str) -> str:
         """What a $ref says, in one spelling. RequestError if it leads out of the document, or nowhere."""
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            raise _refusal(at, f"{_shown(reference)} is not supported: a $ref must point into the schema, as in #/$defs/x")
+            raise _refusal(
+                at, f"{_shown(reference)} is not supported: a $ref must point into the schema, as in #/$defs/x"
+            )
         pointer = "#" + "".join(f"/{_escaped(_unescaped(unquote(step)))}" for step in reference.split("/")[1:])
         resolve(self._document, pointer, at)
         return pointer
@@ -365,7 +370,9 @@ def _check_value(value: Any, at: str) -> None:
             _check_value(item, f"{at}/{i}")
     elif isinstance(value, str):
         if not is_spelled(value):
-            raise _refusal(at, "text with control characters other than \\b \\t \\n \\f \\r is not supported: leave it out")
+            raise _refusal(
+                at, "text with control characters other than \\b \\t \\n \\f \\r is not supported: leave it out"
+            )
     elif value is not None and not isinstance(value, bool):
         _check_number(value, at)
 
