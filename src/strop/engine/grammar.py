@@ -7,6 +7,7 @@ grow while they run, and what one answer may do must not depend on what others d
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _LIMITS = llguidance.LLParserLimits(
 )
 # A text may be cut into tokens as the model likes: forcing its usual tokens would need an encoder without surprises.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
-_MAX_CULPRITS = 200
+_CULPRIT_S = 0.2
 
 _LARK_TOKEN = re.compile(
     r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|(?:#|//)[^\n]*'
@@ -96,9 +97,7 @@ class _Wrapper:
 
 def grammar_text(wanted: StructuredOutputsParams) -> str:
     """The grammar for `wanted`. RequestError for what is too long, malformed, or would not be enforced."""
-    for name in ("json", "regex", "grammar"):
-        _check_size(name, getattr(wanted, name) or "")
-    _check_size("choice", "".join(wanted.choice or ()))
+    check_sizes(wanted)
     if wanted.regex is not None:
         return f"{_OPTIONS}start: /{rust_regex(wanted.regex)}/"
     if wanted.choice is not None:
@@ -108,6 +107,18 @@ def grammar_text(wanted: StructuredOutputsParams) -> str:
     assert wanted.json_object or isinstance(wanted.json, str)
     schema = {"type": "object"} if wanted.json is None else parse_schema(wanted.json)
     return f"{_OPTIONS}start: %json {json.dumps(enforceable(schema))}"
+
+
+def check_sizes(wanted: StructuredOutputsParams) -> None:
+    """RequestError for what is too long to be looked at, or no text."""
+    for name in ("json", "regex", "choice", "grammar"):
+        given = getattr(wanted, name) or ""
+        try:
+            size = len((given if isinstance(given, str) else "".join(given)).encode())
+        except UnicodeEncodeError:
+            raise RequestError(f"structured_outputs.{name} holds a lone surrogate, which is no text") from None
+        if size > MAX_TEXT_BYTES:
+            raise RequestError(f"structured_outputs.{name} has {size} bytes: give at most {MAX_TEXT_BYTES}")
 
 
 def checked_lark(grammar: str) -> str:
@@ -148,9 +159,10 @@ def compile_matcher(tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputs
 
 
 def _culprit(tokenizer: llguidance.LLTokenizer, document: Any, error: str) -> str:
-    """Pointer of the innermost schema that alone gives the same error."""
-    for i, pointer in enumerate(subschemas(document)):
-        if i == _MAX_CULPRITS:
+    """Pointer of the innermost schema that alone gives the same error, as far as there is time to look."""
+    deadline_s = time.monotonic() + _CULPRIT_S
+    for pointer in subschemas(document):
+        if time.monotonic() > deadline_s:
             break
         try:
             text = f"{_OPTIONS}start: %json {json.dumps(enforceable(document, pointer))}"
@@ -183,15 +195,6 @@ def _explained(error: str) -> str:
     """llguidance's message for those who did not write llguidance."""
     ours = next((ours for theirs, ours in _EXPLAINED if theirs in error), "")
     return f"{ours} ({error})" if ours else error
-
-
-def _check_size(name: str, text: str) -> None:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise RequestError(f"structured_outputs.{name} holds a lone surrogate, which is no text") from None
-    if size > MAX_TEXT_BYTES:
-        raise RequestError(f"structured_outputs.{name} has {size} bytes: give at most {MAX_TEXT_BYTES}")
 
 
 class Matcher:

@@ -10,7 +10,7 @@ import msgspec
 from strop.core.config import GIB
 from strop.core.errors import CapacityError, RequestError
 from strop.core.request import StructuredOutputsParams
-from strop.engine.grammar import TokenSpellings, Vocabulary
+from strop.engine.grammar import TokenSpellings, Vocabulary, check_sizes
 from strop.formats.helper import Helper
 
 MAX_CACHED_VERDICTS = 1024
@@ -54,6 +54,7 @@ class GrammarChecker:
 
         Raises RequestError if it cannot, or not within the limits; CapacityError if too many wait to be checked.
         """
+        check_sizes(wanted)
         request = msgspec.msgpack.encode({"wanted": _given(wanted)})
         key = hashlib.sha256(request).digest()
         if not self._lock.acquire(timeout=4 * self.timeout_s):
