@@ -72,7 +72,7 @@ class Answer:
             requests = [
                 Request(
                     f"{self._request_id}/{which}",
-                    await service.token_ids(asked.prompt, asked.template),
+                    await service.prepare(asked),
                     asked.params,
                     self._salt,
                 )
