@@ -115,8 +115,8 @@ def _apply_caps(properties: Schema, kind: type[Struct], caps: Caps) -> None:
     limits = asdict(caps)
     for name, rule in fields_of(kind).rules.items():
         if name in properties and rule.cap is not None and not rule.cap.endswith("_bytes"):
-            for kind, keyword in (("integer", "maximum"), ("array", "maxItems"), ("object", "maxProperties")):
-                _narrow(properties[name], kind, {keyword: limits[rule.cap]})
+            for type_name, keyword in (("integer", "maximum"), ("array", "maxItems"), ("object", "maxProperties")):
+                _narrow(properties[name], type_name, {keyword: limits[rule.cap]})
 
 
 def _narrow(schema: Schema, kind: str, keywords: Schema) -> None:
