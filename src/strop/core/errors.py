@@ -19,3 +19,13 @@ class CapacityError(StropError):
 
 class RequestError(StropError):
     """One request is impossible or malformed; the engine goes on."""
+
+
+class ServerError(StropError):
+    """Another server cannot be reached, refused a request, or broke its answer off."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+        """A few words to count failures by: `connection`, `HTTP 429`, `time-out`."""
+        self.message = message
