@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Requests first, not counted; one for each client if not given, 4 for arrivals.",
 )
-@click.option("--objective", help="What a good request keeps, for goodput: ttft=200ms,itl=30ms,tpot=25ms,e2e=5s.")
+@click.option(
+    "--objective",
+    help="Limits for goodput: ttft=200ms,itl=30ms,tpot=25ms,e2e=5s; itl is that of a request's 99th percentile.",
+)
 @click.option(
     "--price-per-hour",
     type=click.FloatRange(0),
@@ -97,6 +100,9 @@ def command(urls: tuple[str, ...], json_file: Path | None, html_file: Path | Non
         parse_objective(settings["objective"]) if settings["objective"] else None,
         settings["price_per_hour"],
     )
+    for path in (json_file, html_file):
+        if path is not None:
+            _check_writable(path)
     report = bench_servers(options, _api_key(settings["api_key_file"]), lambda text: print(text, file=sys.stderr))
     _print_report(report)
     if json_file is not None:
@@ -127,6 +133,10 @@ def _loads(settings: dict[str, Any]) -> "tuple[Load, ...]":
             raise RequestError("--requests does not shorten a trace: leave it out, or cut the file")
         return (Trace(trace_file.name, trace),)
     concurrencies = _numbers("--concurrency", settings["concurrency"] or ("" if settings["rate"] else "1,8,32"), int)
+    if num_requests and concurrencies and num_requests < max(concurrencies):
+        raise RequestError(
+            f"--requests {num_requests} are too few for {max(concurrencies)} clients: give each one at least"
+        )
     loads: list[Load] = [ClosedLoop(int(one), num_requests or 4 * int(one), lengths) for one in concurrencies]
     return (*loads, *(Poisson(one, num_requests or 32, lengths) for one in _numbers("--rate", settings["rate"], float)))
 
@@ -141,6 +151,14 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[floa
     if not numbers or not all(0 < number < 1e6 for number in numbers) or len(set(numbers)) < len(numbers):
         raise RequestError(f"{option} {text!r} is not a list of different numbers above 0: give one like 1,8")
     return numbers
+
+
+def _check_writable(path: Path) -> None:
+    """Before an hour of measuring, not after it."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written ({error.strerror}): name a file in a folder of yours") from None
 
 
 def _api_key(path: Path | None) -> str | None:

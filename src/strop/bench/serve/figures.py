@@ -13,7 +13,7 @@ _LATENCIES = (
     ("TTFT", "ttft_s", 1),
     ("ITL", "itl_s", 2),
     ("TPOT", "tpot_s", 2),
-    ("E2E", "e2e_s", 0),
+    ("E2E", "e2e_s", 1),
 )
 _MIN_FOR_P99 = 100
 _BUSY_SHARE = 0.5
@@ -30,6 +30,8 @@ class Figure:
     value: Callable[[Summary], float | None]
     digits: int = 0
     """After the decimal point."""
+    is_result: bool = True
+    """Else it says what was measured, and servers are not compared by it."""
 
     def text(self, cell: Cell) -> str:
         """The median over the cell's rounds, with the lowest and the highest; empty if there is none."""
@@ -44,10 +46,10 @@ class Figure:
         return [value for summary in cell.summaries if (value := self.value(summary)) is not None]
 
     def ratio(self, cell: Cell, other: Cell) -> str:
-        """Of `other` to `cell`, round by round: median, lowest, highest."""
+        """Of `other` to `cell`, round by round: median, lowest, highest; empty for what is no result."""
         pairs = zip(cell.summaries, other.summaries, strict=False)
         ratios = [b / a for one, two in pairs if (a := self.value(one)) and (b := self.value(two)) is not None]
-        if not ratios:
+        if not ratios or not self.is_result:
             return ""
         return f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
 
@@ -76,15 +78,15 @@ FIGURES = (
         for name, field, digits in _LATENCIES
         for statistic in ("mean", "p50", "p90", "p99")
     ),
-    Figure("cost per request", lambda s: s.cost_per_request, 6),
+    Figure("cost per request", lambda s: s.cost_per_request, 7),
     Figure("cost per million output tokens", lambda s: s.cost_per_million_output_tokens, 4),
-    Figure("requests", lambda s: s.num_requests),
-    Figure("failed", lambda s: sum(s.failures.values())),
-    Figure("cut off by Ctrl-C", lambda s: s.num_cut_off or None),
-    Figure("prompt tokens, mean", lambda s: s.prompt_tokens, 1),
-    Figure("of them in the prefix cache, %", _percent("cached_share"), 1),
-    Figure("output tokens, mean", lambda s: s.output_tokens, 1),
-    Figure("tokens per chunk", lambda s: s.tokens_per_chunk, 2),
+    Figure("requests", lambda s: s.num_requests, 0, False),
+    Figure("failed", lambda s: sum(s.failures.values()), 0, False),
+    Figure("cut off by Ctrl-C", lambda s: s.num_cut_off or None, 0, False),
+    Figure("prompt tokens, mean", lambda s: s.prompt_tokens, 1, False),
+    Figure("of them in the prefix cache, %", _percent("cached_share"), 1, False),
+    Figure("output tokens, mean", lambda s: s.output_tokens, 1, False),
+    Figure("tokens per chunk", lambda s: s.tokens_per_chunk, 2, False),
 )
 
 
@@ -132,9 +134,8 @@ def facts(report: ServeReport) -> list[tuple[str, str]]:
     options = report.options
     found = [(one["url"], ", ".join(f"{name} {one[name]}" for name in one if name != "url")) for one in report.servers]
     found.append(("client", ", ".join(f"{name} {value}" for name, value in report.client.items())))
-    found.append(
-        ("run", f"{report.started}; seed {options.seed}; rounds: {options.repeats}, of which medians (least-most)")
-    )
+    shown = "their medians (lowest-highest) are shown"
+    found.append(("run", f"{report.started}; seed {options.seed}; {options.repeats} rounds, {shown}"))
     if options.shared_prefix_tokens:
         found.append(("shared prefix", f"{options.shared_prefix_tokens} tokens of every prompt"))
     if options.objective is not None:
@@ -151,7 +152,7 @@ def notes(report: ServeReport) -> list[str]:
     """What a reader must know before believing the figures."""
     found = []
     if report.is_interrupted:
-        found.append("Interrupted: the figures are of what was complete until then.")
+        found.append("Interrupted: the figures are of the rounds, or else the requests, that were complete until then")
     for kind, messages in report.failures.items():
         shown = "; ".join(list(dict.fromkeys(messages))[:_MAX_MESSAGES])
         found.append(f"{len(messages)} requests FAILED, {kind}: {shown}")
@@ -159,7 +160,7 @@ def notes(report: ServeReport) -> list[str]:
         found += [f"{cell.url}, {cell.load.label}: {text}" for text in _cell_notes(cell)]
     if any(0 < summary.num_complete < _MIN_FOR_P99 for cell in report.cells for summary in cell.summaries):
         found.append(
-            f"Where a round has fewer than {_MIN_FOR_P99} requests, p99 of TTFT, TPOT and E2E is close to the most"
+            f"Where a round has fewer than {_MIN_FOR_P99} requests, p99 of TTFT, TPOT and E2E is close to the maximum"
         )
     found.append(_client_note([round_ for cell in report.cells for round_ in cell.rounds]))
     return found

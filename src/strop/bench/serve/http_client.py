@@ -123,7 +123,8 @@ class HttpClient:
             raise RequestError(f"{url!r} is not a server's address: give one like http://127.0.0.1:8000")
         self.url = url
         self.timeout_s = timeout_s
-        self._host, self._tls = parts.hostname, parts.scheme == "https"
+        self._host = parts.hostname
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = port or (443 if self._tls else 80)
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._api_key = api_key
@@ -154,18 +155,7 @@ class HttpClient:
         if connection.is_reusable:
             self._idle.append(connection)
         if status != 200:
-            raise ServerError(f"HTTP {status}", self.without_key(_reason(bytes(connection.refusal))))
-
-    async def _exchange(self, request: bytes, on_body: OnBody) -> tuple[int, Connection]:
-        while self._idle:  # one of them may have ended unseen
-            connection = self._idle.pop()
-            try:
-                return await connection.exchange(request, on_body), connection
-            except ServerError:
-                if connection.has_received:
-                    raise
-        connection = await self._connect()
-        return await connection.exchange(request, on_body), connection
+            raise ServerError(f"HTTP {status}", self.presentable(_reason(bytes(connection.refusal))))
 
     async def json(self, method: str, path: str, content: Any = None) -> Any:
         """What the server answers, parsed. ServerError as for `send`, and for what is not JSON."""
@@ -183,29 +173,40 @@ class HttpClient:
         except ValueError:
             raise ServerError("malformed response", f"{path} is not JSON: {bytes(reply[:_MAX_SHOWN])!r}") from None
 
+    def presentable(self, text: str) -> str:
+        """What a server said, short, in one line that cannot steer a terminal, without the API key."""
+        text = text.replace(self._api_key, "***") if self._api_key else text
+        return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_SHOWN])
+
     def close(self) -> None:
         """Ends the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
+    async def _exchange(self, request: bytes, on_body: OnBody) -> tuple[int, Connection]:
+        while self._idle:  # one of them may have ended unseen
+            connection = self._idle.pop()
+            try:
+                return await connection.exchange(request, on_body), connection
+            except ServerError:
+                if connection.has_received:
+                    raise
+        connection = await self._connect()
+        return await connection.exchange(request, on_body), connection
+
     async def _connect(self) -> Connection:
-        context = ssl.create_default_context() if self._tls else None
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=context)
-        except OSError as error:
+            _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        except (OSError, UnicodeError) as error:  # the latter for names that are none
             raise ServerError("connection", str(error)) from None
         return connection
-
-    def without_key(self, text: str) -> str:
-        """`text` without the API key, which some servers repeat when they refuse it."""
-        return text.replace(self._api_key, "***") if self._api_key else text
 
 
 def _reason(body: bytes) -> str:
     """The message in an error's JSON, else the beginning of the body."""
     try:
         error = json.loads(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:_MAX_SHOWN]
+        return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
-        return body[:_MAX_SHOWN].decode(errors="replace")
+        return body.decode(errors="replace")

@@ -14,7 +14,9 @@ from strop.bench.serve.records import Record, Summary, tokens_over_time
 from strop.bench.serve.session import Cell, ServeReport
 
 _NUM_CDF_POINTS = 201
-_NUM_BINS = 60
+_MIN_BINS, _MAX_BINS = 8, 60
+_GAPS_PER_BIN = 10
+"""Streams of one batch get their tokens at once: a bin of few gaps would show the beat, not the rate."""
 
 
 def render_page(report: ServeReport) -> str:
@@ -65,14 +67,15 @@ def _cdf(name: str, cells: list[Cell], values_s: Callable[[Record], list[float]]
 def _over_time(cells: list[Cell]) -> Plot:
     series = []
     for number, cell in enumerate(cells):
-        records = cell.rounds[-1].records
+        records, itl_s = cell.rounds[-1].records, cell.summaries[-1].itl_s
         duration_s = max((chunk_s for record in records for chunk_s in record.chunk_s), default=0.0)
         if duration_s > 0:
-            bin_s = duration_s / _NUM_BINS
-            rates = tokens_over_time(records, bin_s, _NUM_BINS)
-            series.append(
-                Series(_name(cell, cells), [((i + 0.5) * bin_s, rate) for i, rate in enumerate(rates)], number)
-            )
+            gap_s = itl_s.p50 if itl_s else 0.0
+            num_bins = round(min(max(duration_s / max(_GAPS_PER_BIN * gap_s, 1e-6), _MIN_BINS), _MAX_BINS))
+            bin_s = duration_s / num_bins
+            rates = tokens_over_time(records, bin_s, num_bins)
+            points = [((i + 0.5) * bin_s, rate) for i, rate in enumerate(rates)]
+            series.append(Series(_name(cell, cells), points, number))
     return Plot("Throughput over time, last round", "seconds from the round's start", "output tokens/s", series)
 
 

@@ -9,6 +9,8 @@ NUM_COLOURS = 8
 _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 10, 44
 _NUM_TICKS = 6
+_MIN_LOG_FACTOR = 20
+"""A logarithmic axis over less than such a factor gets the ticks of a linear one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Lines in one frame. Of points below or at 0 a logarithmic axis shows none."""
+    """Lines in one frame, of values of 0 or more; a logarithmic axis leaves out those of 0."""
 
     title: str
     x_label: str
@@ -50,27 +52,24 @@ class _Axis:
         return self.begin + (value - low) / (high - low) * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        if self.is_log:
+        if self.is_log and self.high > _MIN_LOG_FACTOR * self.low:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = (1, 2, 5) if len(decades) <= 3 else (1,)
+            steps = (1, 2, 5) if len(decades) <= 4 else (1,)
             every = [step * 10.0**decade for decade in decades for step in steps]
-            return [tick for tick in every if self.low * 0.999 <= tick <= self.high * 1.001]
-        step = _nice_step((self.high - self.low) / _NUM_TICKS)
-        first = math.ceil(self.low / step - 1e-9)
-        return [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        else:
+            step = _nice_step((self.high - self.low) / _NUM_TICKS)
+            every = [step * i for i in range(math.floor(self.low / step), math.ceil(self.high / step) + 1)]
+        return [tick for tick in every if self.low <= tick <= self.high]
 
 
 def render_svg(plot: Plot) -> str:
     """An <svg> element and its legend; "nothing to draw" if there is none."""
-    lines = [
-        (one, [(x, y) for x, y in one.points if math.isfinite(x + y) and (x > 0 or not plot.is_log_x)])
-        for one in plot.series
-    ]
+    lines = [(one, [(x, y) for x, y in one.points if x > 0 or not plot.is_log_x]) for one in plot.series]
     points = [point for _, some in lines for point in some]
     if not points:
         return f"<figure><figcaption>{escape(plot.title)}</figcaption><p>nothing to draw</p></figure>"
     x_axis = _axis([x for x, _ in points], plot.is_log_x, _LEFT, _WIDTH - _RIGHT)
-    y_axis = _axis([0.0, *(y for _, y in points)], False, _HEIGHT - _BOTTOM, _TOP)
+    y_axis = _axis([y for _, y in points], False, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_grid(x_axis, y_axis), *_labels(plot)]
     for one, some in lines:
         parts += _line(one, [(x_axis.place(x), y_axis.place(y)) for x, y in some], plot.has_marks)
@@ -87,14 +86,9 @@ def render_svg(plot: Plot) -> str:
 
 
 def _axis(values: list[float], is_log: bool, begin: float, end: float) -> _Axis:
-    low, high = min(values), max(values)
     if is_log:
-        low, high = low / 1.05, high * 1.05
-    elif low == high:
-        high = low + 1
-    else:
-        high += 0.03 * (high - low)
-    return _Axis(low, high, is_log, begin, end)
+        return _Axis(min(values) / 1.05, max(values) * 1.05, True, begin, end)
+    return _Axis(0.0, 1.03 * max(values) or 1.0, False, begin, end)
 
 
 def _nice_step(rough: float) -> float:

@@ -78,16 +78,13 @@ class Objective:
         if not record.is_complete:
             return False
         gaps_s = record.itl_s
-        measured = {
-            "ttft": record.ttft_s,
-            "itl": float(np.percentile(gaps_s, 99)) if gaps_s else None,
-            "tpot": record.tpot_s,
-            "e2e": record.e2e_s,
-        }
-        limits = {name: getattr(self, name) for name in measured}
-        return all(
-            limit is None or (value := measured[name]) is None or value <= limit for name, limit in limits.items()
+        pairs = (
+            (self.ttft, record.ttft_s),
+            (self.itl, float(np.percentile(gaps_s, 99)) if gaps_s else None),
+            (self.tpot, record.tpot_s),
+            (self.e2e, record.e2e_s),
         )
+        return all(limit is None or value_s is None or value_s <= limit for limit, value_s in pairs)
 
 
 def parse_objective(text: str) -> Objective:

@@ -24,6 +24,8 @@ class Round:
     wall_s: float = 0.0
     client_cpu_s: float = 0.0
     """Processor time of this process."""
+    is_whole: bool = False
+    """Whether all requests were sent and ended."""
 
     @property
     def client_share(self) -> float:
@@ -68,6 +70,7 @@ async def run_round(target: Target, load: Load, prepared: Sequence[Prepared], in
             await _closed_loop(target, prepared, load.concurrency, into.records)
         else:
             await _open_loop(target, prepared, into.records)
+    into.is_whole = True
 
 
 async def _closed_loop(target: Target, prepared: Sequence[Prepared], concurrency: int, records: list[Record]) -> None:

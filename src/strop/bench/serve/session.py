@@ -49,7 +49,7 @@ class Cell:
     load: Load
     url: str
     rounds: list[Round] = field(default_factory=list)
-    """Those that were begun."""
+    """Those that were begun; once all is measured, those that came to their end, if any did."""
     summaries: list[Summary] = field(default_factory=list)
     """One per round."""
 
@@ -106,7 +106,7 @@ def bench_servers(options: ServeBenchOptions, api_key: str | None, say: Say) -> 
         "python": platform.python_version(),
         "system": platform.platform(),
         "processors": os.cpu_count() or 0,
-        "load_average": os.getloadavg()[0],
+        "load_average": round(os.getloadavg()[0], 2),
     }
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -116,6 +116,7 @@ def bench_servers(options: ServeBenchOptions, api_key: str | None, say: Say) -> 
             raise
         report.is_interrupted = True
     for cell in report.cells:
+        cell.rounds = [round_ for round_ in cell.rounds if round_.is_whole] or cell.rounds
         cell.summaries = [_summary(options, round_) for round_ in cell.rounds]
     return report
 

@@ -20,6 +20,7 @@ _OPTIONS: tuple[dict[str, Any], ...] = (_IGNORE_EOS | _WITH_USAGE, _WITH_USAGE, 
 """What makes lengths exact, and not every server takes: the first that this one does."""
 _PROBE_TOKENS = 2
 _PROBE_WORDS = (40, 200)
+_PROBE_IDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Target:
             record.cached_tokens = answer.usage.cached_tokens
         if answer.failure is not None:
             kind, message = answer.failure
-            record.failure = (kind, self.client.without_key(message))
+            record.failure = (kind, self.client.presentable(message))
 
 
 async def find_target(client: HttpClient, model: str | None, is_chat: bool) -> Target:
@@ -130,12 +131,13 @@ async def _prompt_maker(target: Target, text: str, prompt_tokens: int | None) ->
             continue
         if counted > 0:
             return CountedText(count, max(0, (prompt_tokens or counted) - counted))
-    if not target.is_chat and (await _probe(target, await TokenIds().make(64, 0, "probe"))).failure is None:
-        return TokenIds()
-    longer = " ".join(islice(text_words("longer probe"), _PROBE_WORDS[1]))
-    record = await _probe(target, longer)
+    if not target.is_chat:
+        record = await _probe(target, await TokenIds().make(_PROBE_IDS, 0, "probe"))
+        if record.failure is None and record.prompt_tokens in (None, _PROBE_IDS, _PROBE_IDS + 1):
+            return TokenIds()
+    record = await _probe(target, " ".join(islice(text_words("longer probe"), _PROBE_WORDS[1])))
     _raise_failure(record)
-    if prompt_tokens is None or record.prompt_tokens is None:
+    if prompt_tokens is None or record.prompt_tokens is None or record.prompt_tokens <= prompt_tokens:
         return CountedWords(None, 0)
     tokens_per_word = (record.prompt_tokens - prompt_tokens) / (_PROBE_WORDS[1] - _PROBE_WORDS[0])
     return CountedWords(tokens_per_word, max(0.0, prompt_tokens - tokens_per_word * _PROBE_WORDS[0]))
