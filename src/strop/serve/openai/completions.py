@@ -108,8 +108,8 @@ def texts_of(given: str | list[Any], param: str, limit: int) -> "list[str | tupl
 def _check_choices(num_prompts: int, n: int, caps: Caps) -> None:
     if num_prompts * n > caps.choices:
         raise ApiError(
-            f"n={n} answers to {num_prompts} prompts are {num_prompts * n}: this server's limit is {caps.choices}; send "
-            "several requests",
+            f"n={n} answers to {num_prompts} prompts are {num_prompts * n}: this server's limit is {caps.choices};"
+            " send several requests",
             param="n",
         )
 
