@@ -36,6 +36,7 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python scripts/api_docs.py
 
 # Rebuilds tests/golden with the versions pinned in scripts/golden-requirements.txt, in an environment of its own.
 golden:

@@ -4,13 +4,14 @@
 
 namespace strop {
 
-// logits, floats, ints, edit row, token, count, seen, bias, counts; token ids, logprobs, top ids, top logprobs.
+// logits, floats, ints, edit row, token, count, seen, bias, allowed, counts; token ids, logprobs, top ids, top logprobs.
 ffi::Error Sample::decode(Operands& operands) {
   const auto logits = operands.next<ffi::F32>(), floats = operands.next<ffi::F32>();
   const auto ints = operands.next<ffi::U32>();
   const auto edit_row = operands.next<ffi::S32>(), edit_token = operands.next<ffi::S32>();
   const auto edit_count = operands.next<ffi::S32>(), edit_seen = operands.next<ffi::S32>();
   const auto edit_bias = operands.next<ffi::F32>();
+  const auto allowed = operands.next<ffi::U32>();
   const auto counts = operands.next<ffi::S32>(), token_ids = operands.result<ffi::S32>();
   const auto logprobs = operands.result<ffi::F32>();
   const auto top_ids = operands.result<ffi::S32>();
@@ -26,9 +27,11 @@ ffi::Error Sample::decode(Operands& operands) {
   if (edit_token.count() != num_edits || edit_count.count() != num_edits || edit_seen.count() != num_edits ||
       edit_bias.count() != num_edits)
     return invalid("sample: the edits differ in length");
+  const int64_t mask_words = allowed.count() == 0 ? 0 : (logits.dims[1] + 31) / 32;
+  if (allowed.count() != max_rows * mask_words) return invalid("sample: the mask has another shape than the logits");
   args = {logits.data, floats.data, ints.data, edit_row.data, edit_token.data, edit_count.data, edit_seen.data,
-                edit_bias.data, token_ids.data, logprobs.data, top_ids.data, top_logprobs.data, int(logits.dims[1]),
-                int(num_edits), num_top};
+                edit_bias.data, allowed.data, token_ids.data, logprobs.data, top_ids.data, top_logprobs.data,
+                int(logits.dims[1]), int(num_edits), int(mask_words), num_top};
   return ffi::Error::Success();
 }
 

@@ -16,12 +16,14 @@ struct SampleArgs {
   const int32_t* edit_count;
   const int32_t* edit_seen;
   const float* edit_bias;
+  const uint32_t* allowed;  // [num_rows, mask_words]: bit t % 32 of word t / 32 for token t
   int32_t* token_ids;  // [num_rows]; -1: a NaN in the row, or nothing left to choose
   float* logprobs;  // [num_rows]; zeros when num_top is 0
   int32_t* top_ids;  // [num_rows, num_top]
   float* top_logprobs;  // [num_rows, num_top]
   int vocab_size;
   int num_edits;
+  int mask_words;  // 0: all tokens are allowed
   int num_top;
 };
 

@@ -1,9 +1,10 @@
 """`LLM`: many prompts in, finished answers or vectors out. The engine runs on the caller's thread."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
@@ -20,6 +21,9 @@ from strop.engine.engine import Engine
 from strop.engine.loading import Runner, load_model
 from strop.engine.text import Prompt, StreamDetokenizer, must_abort, prepare_prompt
 from strop.formats.sentence_transformers import PoolingKind
+
+if TYPE_CHECKING:  # llguidance is imported when a request first needs it
+    from strop.engine.grammar_check import GrammarChecker
 
 Prompts = Prompt | Sequence[Prompt]
 
@@ -140,6 +144,12 @@ class LLM:
         requests, _ = self._requests(prompts, sampling_params, ids=map(str, count()))
         yield from self._run(requests)
 
+    @cached_property
+    def _grammar_checker(self) -> "GrammarChecker":
+        from strop.engine.grammar_check import GrammarChecker
+
+        return GrammarChecker(self.engine.tokenizer, self.engine.spec.vocab_size)
+
     def _requests(
         self,
         prompts: Prompts,
@@ -151,6 +161,8 @@ class LLM:
             params = [params or SamplingParams()] * len(listed)
         if len(params) != len(listed):
             raise RequestError(f"{len(params)} sampling_params for {len(listed)} prompts: give one, or one for each")
+        for wanted in {own.structured_outputs for own in params} - {None}:
+            self._grammar_checker.check(wanted)
         ids = ids or (f"request-{i}" for i in self._ids)
         requests = [
             Request(

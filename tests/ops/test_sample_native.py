@@ -26,7 +26,7 @@ sample = jax.jit(reference.sample, static_argnames=("num_top",))
 class SampleArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int) for name in ("vocab_size", "num_edits", "num_top")),
+        *((name, ctypes.c_int) for name in ("vocab_size", "num_edits", "mask_words", "num_top")),
     )
 
 
@@ -60,14 +60,23 @@ def run_native(library: ctypes.CDLL, logits: np.ndarray, inputs: SampleInputs, n
     )
     arrays = (logits, *inputs, *out)
     assert all(array.flags.c_contiguous for array in arrays)
-    args = SampleArgs(*(array.ctypes.data for array in arrays), vocab_size, len(inputs.edit_row), num_top)
+    sizes = (vocab_size, len(inputs.edit_row), inputs.allowed.shape[1], num_top)
+    args = SampleArgs(*(array.ctypes.data for array in arrays), *sizes)
     middle = num_rows // 2  # as two callers would share the rows
     library.sample_test_rows(ctypes.byref(args), middle, num_rows)
     library.sample_test_rows(ctypes.byref(args), 0, middle)
     return out
 
 
-def random_case(rng: np.random.Generator, num_rows: int, vocab_size: int, num_edits: int):
+def random_masks(rng: np.random.Generator, num_rows: int, vocab_size: int) -> np.ndarray:
+    """Rows that allow all, most, few, one or none."""
+    share = rng.choice([1, 0.9, 0.01, 0], (num_rows, 1))
+    bits = rng.random((num_rows, vocab_size + -vocab_size % 32)) < share
+    bits[np.arange(num_rows), rng.integers(0, vocab_size, num_rows)] |= rng.random(num_rows) < 0.9
+    return np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+
+
+def random_case(rng: np.random.Generator, num_rows: int, vocab_size: int, num_edits: int, masked: bool = False):
     """Logits of several shapes (peaked, flat, tied) under every mixture of parameters."""
     spread = rng.choice([0.0, 0.3, 2.0, 5.0], (num_rows, 1))
     logits = (rng.standard_normal((num_rows, vocab_size)) * spread).astype(np.float32)
@@ -103,17 +112,19 @@ def random_case(rng: np.random.Generator, num_rows: int, vocab_size: int, num_ed
         pad(count),
         pad(((count > 0) | (rng.random(len(pairs)) < 0.5)).astype(np.int32)),
         pad(bias),
+        *([random_masks(rng, num_rows, vocab_size)] if masked else []),
     )
     return logits, inputs
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("vocab_size", "num_edits"), [(1, 0), (7, 9), (63, 20), (64, 0), (200, 300), (5000, 4000)])
-def test_native_equals_the_reference(library: ctypes.CDLL, vocab_size: int, num_edits: int) -> None:
+def test_native_equals_the_reference(library: ctypes.CDLL, vocab_size: int, num_edits: int, masked: bool) -> None:
     rng = np.random.default_rng(vocab_size)
     num_rows, num_top = 150, 5
     differing = 0
     for _ in range(3):
-        logits, inputs = random_case(rng, num_rows, vocab_size, num_edits)
+        logits, inputs = random_case(rng, num_rows, vocab_size, num_edits, masked)
         expected = sample(logits, inputs, num_top=num_top)
         got = run_native(library, logits, inputs, num_top)
         np.testing.assert_array_equal(got.top_ids, expected.top_ids)
@@ -164,13 +175,14 @@ def test_native_greedy_and_bad_rows(library: ctypes.CDLL) -> None:
 
 def test_native_draws_do_not_depend_on_company(library: ctypes.CDLL) -> None:
     rng = np.random.default_rng(5)
-    logits, inputs = random_case(rng, 60, 1000, 2000)
+    logits, inputs = random_case(rng, 60, 1000, 2000, masked=True)
     together = run_native(library, logits, inputs, 3)
     for row in range(0, 60, 7):
         mine = inputs.edit_row == row
-        edits = [np.ascontiguousarray(a[mine]) for a in inputs[2:]]
+        edits = [np.ascontiguousarray(a[mine]) for a in inputs[2:7]]
         edits[0] = np.zeros_like(edits[0])
-        alone = SampleInputs(inputs.floats[row : row + 1], inputs.ints[row : row + 1], *edits)
+        own = slice(row, row + 1)
+        alone = SampleInputs(inputs.floats[own], inputs.ints[own], *edits, inputs.allowed[own])
         result = run_native(library, logits[row : row + 1], alone, 3)
         for ours, theirs in zip(result, together, strict=True):
             np.testing.assert_array_equal(ours[0], theirs[row])  # bit for bit

@@ -161,7 +161,7 @@ def test_a_row_does_not_depend_on_its_company() -> None:
         rows = order.tolist()
         edits = [
             (rows.index(r), int(t), int(c), int(s), float(b))
-            for r, t, c, s, b in zip(*inputs[2:], strict=True)
+            for r, t, c, s, b in zip(*inputs[2:7], strict=True)
             if r in rows
         ]
         alone = make_inputs(len(rows), edits=edits)._replace(floats=inputs.floats[order], ints=inputs.ints[order])
@@ -289,3 +289,34 @@ def test_greedy_equals_the_full_operation() -> None:
     logits[3, 2] = np.nan
     full = sample(logits, make_inputs(50, temperature=0), num_top=0)
     np.testing.assert_array_equal(greedy(logits), full.token_ids)
+
+
+def test_only_allowed_tokens_are_picked_and_log_probabilities_stay_raw() -> None:
+    rng = np.random.default_rng(3)
+    vocab_size, num_rows = 70, 400
+    logits = np.broadcast_to(rng.standard_normal(vocab_size).astype(np.float32), (num_rows, vocab_size))
+    allowed = np.zeros((num_rows, 96), bool)
+    allowed[:, [3, 31, 32, 69]] = True
+    allowed[0] = False
+    allowed[1] = True
+    masks = np.packbits(allowed, axis=1, bitorder="little").view(np.uint32)
+    for params in ({}, {"temperature": 0}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}):
+        free = make_inputs(
+            num_rows, position=np.arange(num_rows), edits=[(2, 69, 0, 0, 100.0), (2, 5, 0, 0, 200.0)], **params
+        )
+        got = sample(logits, free._replace(allowed=masks), num_top=4)
+        without = sample(logits, free, num_top=4)
+        ids = np.asarray(got.token_ids)
+        assert ids[0] == -1 and ids[2] == 69 and set(ids[3:].tolist()) <= {3, 31, 32, 69}
+        assert ids[1] == without.token_ids[1]
+        np.testing.assert_array_equal(got.top_logprobs, without.top_logprobs)
+        np.testing.assert_allclose(got.logprobs[3:], jax.nn.log_softmax(logits[0])[ids[3:]], rtol=1e-5)
+
+
+def test_draws_among_allowed_tokens_follow_their_distribution() -> None:
+    logits = np.log(np.float32([0.4, 0.3, 0.2, 0.1]))
+    num_draws = 20_000
+    inputs = make_inputs(num_draws, position=np.arange(num_draws))
+    masks = np.full((num_draws, 1), 0b1010, np.uint32)
+    ids = sample(np.broadcast_to(logits, (num_draws, 4)), inputs._replace(allowed=masks), num_top=0).token_ids
+    np.testing.assert_allclose(np.bincount(ids, minlength=4) / num_draws, [0, 0.75, 0, 0.25], atol=0.015)

@@ -5,15 +5,19 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from itertools import count
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.core.config import EngineConfig
 from strop.core.errors import StropError
 from strop.core.request import Delta, Request, SamplingParams, TokenEvent
 from strop.engine.engine import Engine
 from strop.engine.text import Prompt, StreamDetokenizer, must_abort, prepare_prompt
+
+if TYPE_CHECKING:  # llguidance is imported when a request first needs it
+    from strop.engine.grammar_check import GrammarChecker
 
 _Sink = tuple[asyncio.AbstractEventLoop, "asyncio.Queue[TokenEvent | Exception]"]
 
@@ -50,7 +54,7 @@ class AsyncEngine:
         params = SamplingParams() if params is None else params
         with self._lock:
             self._check_open()
-            tokenized = self._tokenizing.submit(self._prepare, prompt)
+            tokenized = self._tokenizing.submit(self._prepare, prompt, params)
         token_ids = await asyncio.wrap_future(tokenized)
         request = Request(f"async-{next(self._ids)}", token_ids, params)
         events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
@@ -92,8 +96,16 @@ class AsyncEngine:
         if self._is_closed:
             raise StropError("the engine is closed: make a new one")
 
-    def _prepare(self, prompt: Prompt) -> tuple[int, ...]:
+    @cached_property
+    def _grammar_checker(self) -> "GrammarChecker":
+        from strop.engine.grammar_check import GrammarChecker
+
+        return GrammarChecker(self.engine.tokenizer, self.engine.spec.vocab_size)
+
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
         self._check_open()
+        if params.structured_outputs is not None:
+            self._grammar_checker.check(params.structured_outputs)
         return prepare_prompt(self.engine.tokenizer, prompt, vocab_size=self.engine.spec.vocab_size)
 
     def _serve(self) -> None:

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +24,10 @@ from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
+from strop.ops.sample import ALL_ALLOWED
+
+if TYPE_CHECKING:  # llguidance is imported when a request first needs it
+    from strop.engine.grammar import Grammars
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +80,16 @@ class Engine:
         return self.scheduler.has_unfinished
 
     def add(self, request: Request) -> None:
-        """Queues a request. RequestError, and no change, when it can never be served as asked."""
+        """Queues a request. RequestError, and no change, when it can never be served as asked.
+
+        Structured output is compiled here, for as long as that takes: see strop.engine.grammar_check for strangers' wishes.
+        """
         params = request.params
         self._check_ids("prompt", request.prompt_token_ids)
         self._check_ids("logit_bias", params.logit_bias or ())
         self._check_ids("stop_token_ids", params.stop_token_ids)
-        self.scheduler.add(request)
+        wanted = params.structured_outputs
+        self.scheduler.add(request, grammar=None if wanted is None else self._grammars.compile(wanted))
 
     def abort(self, request_id: str, index: int | None = None) -> int:
         """Drops a request, or one of its choices; its blocks are free at once. Returns how many were dropped."""
@@ -105,6 +115,7 @@ class Engine:
             packed = time.perf_counter()
             outputs, logprobs, scores = self._run(plan, shape, ints, wanted, rows)
             ran = time.perf_counter()
+            complete = self._advance_matchers(plan, wanted, rows, outputs)
         except Exception as error:
             self._recover(error)
             return []
@@ -113,7 +124,7 @@ class Engine:
             raise
         self._num_failures = 0
         events = self._fail_without_token(plan, outputs)
-        events += self.scheduler.commit(plan, outputs, logprobs, scores)
+        events += self.scheduler.commit(plan, outputs, logprobs, scores, complete)
         times = self.last_step
         times.schedule_s, times.pack_s = scheduled - begin, packed - scheduled
         times.run_s, times.commit_s = ran - packed, time.perf_counter() - ran
@@ -186,7 +197,7 @@ class Engine:
             return outputs, None, None
         asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
         num_top = 0 if not asked else bucket(max(*asked, 1), 2)
-        inputs = build_sample_inputs(rows, shape.num_seqs)
+        inputs = build_sample_inputs(rows, shape.num_seqs, self._allowed(rows, shape.num_seqs))
         sampled, self._caches = self._compiled.step(self._caches, ints, inputs, shape, num_top)
         token_ids, chosen, top_ids, top_logprobs = (np.asarray(part) for part in sampled)
         logprobs: Logprobs = [[] for _ in plan.rows]
@@ -210,15 +221,42 @@ class Engine:
             row = seq.sample_row = SampleRow.of(seq)
         return row
 
+    @cached_property
+    def _grammars(self) -> "Grammars":
+        from strop.engine.grammar import Grammars
+
+        return Grammars(self.tokenizer, self.spec.vocab_size)
+
+    def _allowed(self, rows: list[SampleRow], num_rows: int) -> np.ndarray:
+        """`SampleInputs.allowed` for so many rows, padding included."""
+        matchers = [row.matcher for row in rows]
+        return self._grammars.masks(matchers, num_rows) if any(matchers) else ALL_ALLOWED
+
+    def _advance_matchers(
+        self, plan: StepPlan, wanted: list[Wanted], rows: list[SampleRow], outputs: list[list[int]]
+    ) -> set[int]:
+        """Tells matchers their answers' new tokens; returns the seq_ids of answers that these complete."""
+        complete = set()
+        for (i, _), row in zip(wanted, rows, strict=True):
+            matcher = row.matcher
+            if matcher is not None and outputs[i][0] >= 0:
+                matcher.advance(outputs[i][0])
+                if matcher.is_complete:
+                    complete.add(plan.rows[i].seq_id)
+        return complete
+
     def _fail_without_token(self, plan: StepPlan, outputs: list[list[int]]) -> list[TokenEvent]:
-        """Ends the choices whose logits were not numbers; the others go on."""
+        """Ends the choices for which no token was left, by the logits or by a grammar; the others go on."""
         events = []
         for row, output in zip(plan.rows, outputs, strict=True):
             if output and output[0] < 0:
                 seq = self.scheduler.sequence(row.seq_id)
                 request_id, index = seq.request.request_id, seq.index
                 self.scheduler.abort(request_id, index)
+                matcher = seq.sample_row.matcher
                 reason = "the model gave no usable logits (NaN): its weights may be damaged"
+                if matcher is not None and matcher.error is not None:
+                    reason = f"structured_outputs cannot be enforced any further: {matcher.error}"
                 events.append(TokenEvent(request_id, index, (), (), "abort", reason))
         return events
 

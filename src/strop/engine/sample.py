@@ -1,12 +1,16 @@
 """Host side of sampling: what requests ask for -> the few arrays of `SampleInputs`. No jax."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from strop.core.request import SamplingParams
 from strop.engine.sequence import Sequence
-from strop.ops.sample import NUM_FLOATS, NUM_INTS, SampleInputs
+from strop.ops.sample import ALL_ALLOWED, NUM_FLOATS, NUM_INTS, SampleInputs
+
+if TYPE_CHECKING:  # llguidance is imported when a request first needs it
+    from strop.engine.grammar import Matcher
 
 SMALLEST_EDIT_BUCKET = 16
 EDIT_BUCKET_STEP = 8
@@ -35,6 +39,7 @@ class SampleRow:
         "_plain",
         "_slots",
         "_top_k_and_seed",
+        "matcher",
         "params",
         "prompt_len",
         "token_ids",
@@ -48,8 +53,10 @@ class SampleRow:
         prompt_len: int,
         *,
         finish_token_ids: Collection[int],
+        matcher: "Matcher | None" = None,
     ) -> None:
-        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids."""
+        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids. matcher: it goes with this row, and has
+        seen no token yet."""
         self.params = params
         self.token_ids = token_ids
         self.prompt_len = prompt_len
@@ -69,6 +76,11 @@ class SampleRow:
         self._plain = (
             params.temperature == 0.0 and params.logprobs is None and not self._penalised and not params.logit_bias
         )
+        self.matcher = matcher
+        if matcher is not None:
+            self._plain = False
+            for token in token_ids[prompt_len:]:
+                matcher.advance(token)
         self._slots: dict[int, int] = {}
         self._num_edits = 0
         self._numbers = np.zeros((3, SMALLEST_EDIT_BUCKET), np.int32)  # token, count, seen
@@ -89,7 +101,15 @@ class SampleRow:
     @classmethod
     def of(cls, seq: Sequence) -> "SampleRow":
         """The row of one sequence, whose token list it goes on reading."""
-        return cls(seq.params, seq.seed, seq.token_ids, seq.prompt_len, finish_token_ids=seq.finish_token_ids)
+        grammar = seq.choices.grammar
+        return cls(
+            seq.params,
+            seq.seed,
+            seq.token_ids,
+            seq.prompt_len,
+            finish_token_ids=seq.finish_token_ids,
+            matcher=None if grammar is None else grammar.matcher(),
+        )
 
     @property
     def position(self) -> int:
@@ -174,8 +194,10 @@ def edit_bucket(num_edits: int) -> int:
     return bucket
 
 
-def build_sample_inputs(rows: list[SampleRow], num_rows_padded: int) -> SampleInputs:
+def build_sample_inputs(rows: list[SampleRow], num_rows_padded: int, allowed: np.ndarray = ALL_ALLOWED) -> SampleInputs:
     """Host arrays for one step: row i of the logits is rows[i]'s, later ones are padding (greedy, no edits).
+
+    `allowed` is that of `SampleInputs`, padding included.
 
     Raises ValueError when there are more rows than num_rows_padded.
     """
@@ -202,4 +224,4 @@ def build_sample_inputs(rows: list[SampleRow], num_rows_padded: int) -> SampleIn
         edit_bias[begin:end] = biases
         begin = end
     edit_token, edit_count, edit_seen = edit_numbers
-    return SampleInputs(floats, ints, edit_row, edit_token, edit_count, edit_seen, edit_bias)
+    return SampleInputs(floats, ints, edit_row, edit_token, edit_count, edit_seen, edit_bias, allowed)

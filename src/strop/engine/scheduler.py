@@ -10,6 +10,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,9 @@ from strop.core.request import FinishReason, Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool, block_key
 from strop.engine.group_pools import GroupPools, Tables
 from strop.engine.sequence import Choices, Sequence, State, choice_seed
+
+if TYPE_CHECKING:  # llguidance is imported when a request first needs it
+    from strop.engine.grammar import Grammar
 
 
 class StepRow(msgspec.Struct, frozen=True):
@@ -140,8 +144,12 @@ class Scheduler:
         """The unfinished sequence with this id; KeyError if it finished or was aborted."""
         return self._sequences[seq_id]
 
-    def add(self, request: Request, atomic_spans: tuple[tuple[int, int], ...] = ()) -> None:
+    def add(
+        self, request: Request, atomic_spans: tuple[tuple[int, int], ...] = (), grammar: "Grammar | None" = None
+    ) -> None:
         """Queue all n choices of a request. RequestError, and no change, if it can never be served as asked.
+
+        `grammar` is kept for the sampler; only `commit` knows what comes of it.
 
         `atomic_spans`, if any, are half-open ranges of the prompt that must each be computed in one step; then nothing
         is shared, neither with other requests nor between the choices.
@@ -153,7 +161,7 @@ class Scheduler:
         finish_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             finish_token_ids |= self._eos_token_ids
-        choices = self._requests[request.request_id] = Choices(request)
+        choices = self._requests[request.request_id] = Choices(request, grammar=grammar)
         for index in range(params.n):
             seq = Sequence(
                 seq_id=next(self._seq_ids),
@@ -235,8 +243,11 @@ class Scheduler:
         outputs: SequenceOf[SequenceOf[int]],
         logprobs: SequenceOf[SequenceOf[TokenLogprob]] | None = None,
         scores: SequenceOf[SequenceOf[TokenLogprob]] | None = None,
+        complete: Collection[int] = (),
     ) -> list[TokenEvent]:
         """Take a step's results: `outputs[i]` are the new tokens of `plan.rows[i]`, empty unless it wants a token.
+
+        Answers of the seq_ids in `complete` have all that their grammar allows: they end with their new tokens.
 
         Tokens after the one that ends a sequence are dropped; rows of sequences aborted meanwhile are ignored. Returns
         one event per choice that got tokens; `logprobs[i]`, where given, runs parallel to `outputs[i]`, and `scores[i]`
@@ -264,7 +275,8 @@ class Scheduler:
                 self._release_forks(seq)
             self.groups.slide(seq.block_tables, row.start, seq.num_computed_tokens)
             if row.wants_token:
-                events.append(self._extend(seq, new_token_ids, logprobs[i] if logprobs else ()))
+                is_complete = row.seq_id in complete
+                events.append(self._extend(seq, new_token_ids, logprobs[i] if logprobs else (), is_complete))
         return events
 
     def reset(self) -> None:
@@ -273,6 +285,7 @@ class Scheduler:
         self._drop_holds()
         for seq in reversed(list(self._running.values())):
             self._preempt(seq)
+            seq.sample_row = None  # it may have taken note of a token that was never committed
         self.groups.forget()
 
     def check(self) -> None:
@@ -444,8 +457,10 @@ class Scheduler:
         for seq in reversed(choices.unforked.values()):
             self._enqueue_first(seq)
 
-    def _extend(self, seq: Sequence, new_token_ids: SequenceOf[int], logprobs: SequenceOf[TokenLogprob]) -> TokenEvent:
-        """Append tokens until one ends the sequence."""
+    def _extend(
+        self, seq: Sequence, new_token_ids: SequenceOf[int], logprobs: SequenceOf[TokenLogprob], is_complete: bool
+    ) -> TokenEvent:
+        """Append tokens until one ends the sequence, as the last does if the answer is complete."""
         finish_reason: FinishReason | None = None
         stop_reason: int | None = None
         params = seq.params
@@ -460,6 +475,8 @@ class Scheduler:
             if num_generated >= seq.max_tokens:
                 finish_reason = "length"
                 break
+        if is_complete:
+            finish_reason = "stop"
         kept = tuple(seq.token_ids[num_before:])
         prompt_logprobs, seq.prompt_logprobs = tuple(seq.prompt_logprobs), []
         if finish_reason:

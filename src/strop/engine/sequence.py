@@ -3,10 +3,13 @@
 import hashlib
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.core.request import Request, SamplingParams, TokenLogprob
 from strop.engine.group_pools import Tables
+
+if TYPE_CHECKING:  # llguidance is imported when a request first needs it
+    from strop.engine.grammar import Grammar
 
 
 class State(Enum):
@@ -94,6 +97,8 @@ class Choices:
     """seq_id -> sequence that has not started. They join the waiting queue when the prompt is computed."""
     held_tables: Tables = field(default_factory=list)
     """The prompt's blocks in each group, held until the last fork has started, or until space is short."""
+    grammar: "Grammar | None" = None
+    """What each answer must match."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when the first choice was admitted; None before that."""
 

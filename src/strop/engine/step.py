@@ -86,8 +86,8 @@ class CompiledModel:
             sampled = sample(logits, SampleInputs(*inputs), rows.counts, num_top=num_top, platform=platform)
             return *sampled, *caches
 
-        num_edits = 0 if inputs is None else len(inputs.edit_row)
-        sampled, caches = self._call((shape, num_top, num_edits), step, caches, ints, *(inputs or ()))
+        sizes = () if inputs is None else (len(inputs.edit_row), inputs.allowed.shape)
+        sampled, caches = self._call((shape, num_top, *sizes), step, caches, ints, *(inputs or ()))
         return sampled[0] if inputs is None else SampleOutputs(*sampled), caches
 
     def logits(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:

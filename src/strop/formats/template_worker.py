@@ -1,14 +1,10 @@
 """The process that renders chat templates: a template is a program by a stranger, so it runs where it can be killed.
 
-Reads framed msgpack from stdin, writes framed msgpack to stdout (four bytes of length, little-endian, then the body).
-Imports jinja2 and msgspec and nothing of ours, so that it starts in a tenth of a second.
+Imports jinja2 and msgspec and little of ours, so that it starts in a tenth of a second.
 """
 
 import functools
 import json
-import os
-import resource
-import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -20,9 +16,8 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
-import msgspec
 
-MAX_MESSAGE_CHARS = 500
+from strop.formats.helper_worker import failure, serve
 
 
 class OutputTooLongError(Exception):
@@ -128,51 +123,13 @@ def answer(env: jinja2.Environment, request: dict[str, Any]) -> dict[str, Any]:
         return failure("runtime", f"{type(error).__name__}: {error}")
 
 
-def failure(kind: str, message: str) -> dict[str, Any]:
-    """An error reply; `message` cut to a readable length."""
-    printable = message.encode("utf-8", "backslashreplace").decode()
-    return {"error": kind, "message": printable[:MAX_MESSAGE_CHARS]}
-
-
-def read_exactly(num_bytes: int) -> bytes:
-    """Bytes from stdin; ends the process when the parent has gone."""
-    data = sys.stdin.buffer.read(num_bytes)
-    if len(data) < num_bytes:
-        sys.exit(0)
-    return data
-
-
-def write_frame(message: dict[str, Any]) -> None:
-    """Send one message to the parent."""
-    body = msgspec.msgpack.encode(message)
-    sys.stdout.buffer.write(len(body).to_bytes(4, "little"))
-    sys.stdout.buffer.write(body)
-    sys.stdout.buffer.flush()
-
-
-def limit(kind: int, soft: int) -> None:
-    """Set a soft resource limit, within the hard one."""
-    _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
 def main() -> None:
-    """Answer requests until stdin ends. Arguments: memory limit in bytes, processor time per request in seconds."""
-    memory_bytes, cpu_s = (int(argument) for argument in sys.argv[1:3])
-    limit(resource.RLIMIT_AS, memory_bytes)
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_FSIZE, 0)
+    """Answer requests until stdin ends."""
     env = environment()
     # What jinja imports when it is first used must be there before this process can open no file and no socket more.
     used = "{{ 'x' | wordwrap | pprint | striptags ~ strftime_now('%c') }}{{ 1 / 0 }}"
     answer(env, {"template": used, "variables": {}, "max_output_bytes": 100})
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-    write_frame({"ready": True})
-    while True:
-        body = read_exactly(int.from_bytes(read_exactly(4), "little"))
-        # If the parent is killed while a template loops, nobody is left to stop this process but the kernel.
-        limit(resource.RLIMIT_CPU, int(sum(os.times()[:2])) + cpu_s)
-        write_frame(answer(env, msgspec.msgpack.decode(body)))
+    serve(functools.partial(answer, env))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Answer:
             requests = [
                 Request(
                     f"{unique}/{which}",
-                    await service.token_ids(asked.prompt, asked.template),
+                    await service.prepare(asked),
                     asked.params,
                     self._salt,
                 )

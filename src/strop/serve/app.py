@@ -4,17 +4,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from strop import __version__
 from strop.core.errors import EngineDownError
 from strop.serve.answer import Answer
 from strop.serve.gate import Gate, read_body
 from strop.serve.keys import KeyFile
-from strop.serve.openai import chat, completions, embeddings, models, responses, tokenize
+from strop.serve.openai import chat, completions, embeddings, models, openapi, responses, tokenize
 from strop.serve.openai.exchange import Exchange, Served
 from strop.serve.service import Service
 
@@ -46,6 +48,7 @@ def make_app(service: Service, keys: KeyFile | None) -> ASGIApp:
             Route("/v1/models/{model:path}", routes.model, methods=["GET"]),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             Route("/detokenize", routes.detokenize, methods=["POST"]),
+            Route("/openapi.json", routes.openapi, methods=["GET"]),
             Route("/metrics", routes.metrics, methods=["GET"]),
             Route("/livez", routes.livez, methods=["GET"]),
             Route("/readyz", routes.readyz, methods=["GET"]),
@@ -98,6 +101,10 @@ class Routes:
     async def model(self, request: Request) -> Response:
         """One of these names."""
         return _json(models.model_body(self._service.served, request.path_params["model"]))
+
+    async def openapi(self, request: Request) -> Response:
+        """What there is, for programs."""
+        return _json(msgspec.json.encode(openapi.openapi_document(self._service.served, __version__)))
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 Array: TypeAlias = Any
 """numpy on the host, `jax.Array` inside a step."""
 
@@ -11,6 +13,8 @@ NUM_FLOATS = 6
 TOP_K, SEED_LO, SEED_HI, POSITION = range(4)
 """Columns of `SampleInputs.ints`."""
 NUM_INTS = 4
+ALL_ALLOWED = np.zeros((0, 0), np.uint32)
+"""`SampleInputs.allowed` when no row is constrained."""
 
 
 class SampleInputs(NamedTuple):
@@ -34,6 +38,8 @@ class SampleInputs(NamedTuple):
     """i32 [E]: 1 when the prompt or the answer has this token (repetition penalty), else 0."""
     edit_bias: Array
     """f32 [E]: added after the penalties; -inf forbids the token."""
+    allowed: Array = ALL_ALLOWED
+    """u32 [R, ceil(V / 32)]: token t may be picked if bit t % 32 of word t // 32 is set; or [0, 0]: all may."""
 
 
 class SampleOutputs(NamedTuple):

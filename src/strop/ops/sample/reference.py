@@ -1,6 +1,6 @@
 """The definition of sampling, in plain `jnp`: float32 throughout, any platform, under `jit`.
 
-Order: raw logits; repetition penalty; presence and frequency penalties; bias; then the largest logit if the
+Order: raw logits; repetition penalty; presence and frequency penalties; bias; only allowed tokens; then the largest logit if the
 temperature is 0, else division by the temperature, top-k, top-p over what top-k kept, min-p, and one Gumbel-max draw
 (Gumbel 1954; argmax of log p + g is distributed as p). Ties always go to the lower token id.
 
@@ -51,7 +51,7 @@ def sample(logits: jax.Array, inputs: SampleInputs, *, num_top: int) -> SampleOu
     inputs = SampleInputs(*(jnp.asarray(array) for array in inputs))
     # A single zero, so that no sort tells -0 from +0.
     raw = jnp.where(logits == 0, np.float32(0), jnp.minimum(logits, FLOAT32_MAX))  # [R, V]
-    edited = _apply_edits(raw, inputs)
+    edited = _only_allowed(_apply_edits(raw, inputs), inputs.allowed)
     temperature = inputs.floats[:, TEMPERATURE]
     best_ids = jnp.argmax(edited, axis=-1).astype(jnp.int32)
     drawn_ids = lax.cond(jnp.any(temperature > 0), lambda: _draw(edited, inputs), lambda: best_ids)
@@ -109,6 +109,14 @@ def _apply_edits(raw: jax.Array, inputs: SampleInputs) -> jax.Array:
     presence = jnp.where(inputs.edit_count > 0, floats[:, PRESENCE_PENALTY], np.float32(0))
     value = value - presence - floats[:, FREQUENCY_PENALTY] * count + inputs.edit_bias
     return raw.at[rows, tokens].set(jnp.minimum(value, FLOAT32_MAX), mode="drop")
+
+
+def _only_allowed(edited: jax.Array, allowed: jax.Array) -> jax.Array:
+    if allowed.shape[0] == 0:
+        return edited
+    tokens = np.arange(edited.shape[-1])
+    bits = allowed[:, tokens // 32] >> jnp.asarray(tokens % 32, jnp.uint32)[None, :]  # [R, V]
+    return jnp.where(bits & np.uint32(1) == 1, edited, -jnp.inf)
 
 
 def _draw(edited: jax.Array, inputs: SampleInputs) -> jax.Array:

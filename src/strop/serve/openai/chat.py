@@ -49,12 +49,12 @@ from strop.serve.openai.tools import (
     ChatNamedTool,
     ChatTool,
     ChoiceMode,
-    ToolCallParser,
-    ToolDelta,
-    Tools,
     chosen_tools,
     forced_or,
+    told,
+    with_call_tokens,
 )
+from strop.serve.tool_calls import ToolCallParser, ToolDelta, Tools
 
 _TEXT_ONLY = "this server reads and writes text only"
 _OLD_TOOLS = "this is the deprecated form: give tools and tool_choice"
@@ -168,8 +168,8 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
     param = "response_format" if request.structured_outputs is None else "structured_outputs"
     shape = forced_or(shape, tools, served.tools, param)
     params = sampling_params(request, max_tokens=_max_tokens(request), logprobs=_logprobs(request), shape=shape)
-    messages = template_messages(request.messages, served.chat_template)
-    asked = Asked(messages, _template(request, tools, served), params)
+    messages, variables = told(template_messages(request.messages, served.chat_template), tools, served.tools)
+    asked = Asked(messages, _template(request, served) | variables, with_call_tokens(params, tools, served.tools))
     return ChatExchange(request, asked, served, f"chatcmpl-{request_id}", created_s, tools)
 
 
@@ -226,13 +226,13 @@ class ChatExchange:
         self._tally.add(which, delta)
         choice = self._choices[delta.index]
         ended = delta.finish_reason is not None
-        pieces: Sequence[ToolDelta | str] = (
-            [delta.text] if choice.parser is None else choice.parser.push(delta.text, ended)
-        )
+        pieces: Sequence[ToolDelta | str] = [delta.text]
+        if choice.parser is not None:
+            pieces = choice.parser.push(delta.text, ended)
+            choice.has_calls = choice.has_calls or any(not isinstance(piece, str) for piece in pieces)
         if ended:
-            calls = choice.has_calls or not all(isinstance(piece, str) for piece in pieces)
             reason = finish_reason_of(delta)
-            choice.finish_reason = "tool_calls" if calls and reason == "stop" else reason
+            choice.finish_reason = "tool_calls" if choice.has_calls and reason == "stop" else reason
         logprobs = reported(delta, self._params) if delta.logprobs else ()
         if not self.stream:
             _keep(choice, pieces, logprobs)
@@ -283,7 +283,6 @@ class ChatExchange:
                     frames.append(self._chunk(index, b'{"content":%b}' % encode(piece), told, b"null"))
                     told = b"null"
             else:
-                choice.has_calls = True
                 frames.append(self._chunk(index, b'{"tool_calls":[%b]}' % _fragment(piece), told, b"null"))
                 told = b"null"
         if told != b"null":
@@ -316,7 +315,6 @@ def _keep(choice: _Choice, pieces: "Sequence[ToolDelta | str]", logprobs: Sequen
         if isinstance(piece, str):
             choice.texts.append(piece)
             continue
-        choice.has_calls = True
         if piece.index == len(choice.calls):
             choice.calls.append(_Call(piece.id or "", piece.name or ""))
         choice.calls[piece.index].arguments.append(piece.arguments)
@@ -343,7 +341,8 @@ def _tools(request: ChatRequest, served: Served) -> Tools | None:
     else:
         mode = choice
     functions = [tool.function for tool in request.tools or ()]
-    return chosen_tools(functions, mode, named, allowed, request.parallel_tool_calls, served.tools)
+    parallel = request.parallel_tool_calls
+    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
@@ -363,7 +362,7 @@ def _logprobs(request: ChatRequest) -> int | None:
     return request.top_logprobs or 0
 
 
-def _template(request: ChatRequest, tools: Tools | None, served: Served) -> dict[str, Any]:
+def _template(request: ChatRequest, served: Served) -> dict[str, Any]:
     """Keyword arguments of Tokenizer.apply_chat_template."""
     template = template_variables(request.chat_template_kwargs)
     template |= effort_variable(request.reasoning_effort, served.chat_template, "reasoning_effort")
@@ -383,6 +382,4 @@ def _template(request: ChatRequest, tools: Tools | None, served: Served) -> dict
     template["add_generation_prompt"] = not goes_on and request.add_generation_prompt is not False
     if request.documents is not None:
         template["documents"] = request.documents
-    if tools is not None:
-        template["tools"] = list(tools.listed)
     return template

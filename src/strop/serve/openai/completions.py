@@ -1,6 +1,6 @@
 """/v1/completions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -43,7 +43,11 @@ class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
     """Prompts to go on with."""
 
     prompt: Annotated[str | Texts, honoured("a text, its token ids, or a list of either")]
-    echo: Annotated[bool | None, honoured("the prompt first; not together with logprobs")] = None
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=0, lt=2**31)] | None,
+        honoured("tokens of an answer at most, 16 by default; 0, with echo, gives the prompt alone"),
+    ] = None
+    echo: Annotated[bool | None, honoured("the prompt first, with logprobs those of its tokens too")] = None
     logprobs: Annotated[TopLogprobs | None, honoured("for so many tokens and the chosen one", cap="logprobs")] = None
     suffix: Annotated[None, refused("answers are generated from the left")] = None
 
@@ -73,13 +77,13 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
     """The exchange for a request's body. ApiError or RequestError for one that is refused."""
     request = decode(body, CompletionRequest, served.caps)
     served.check_name(request.model)
-    if request.echo and request.logprobs is not None:
-        raise ApiError(
-            "echo with logprobs is not supported: log probabilities of a prompt are not computed", param="echo"
-        )
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if max_tokens == 0 and not request.echo:
+        raise ApiError("max_tokens=0 writes nothing: give 1 or more, or echo=true", param="max_tokens")
     shape = shape_of_extension(request.structured_outputs)
-    params = sampling_params(request, max_tokens=max_tokens, logprobs=request.logprobs, shape=shape)
+    params = sampling_params(request, max_tokens=max(max_tokens, 1), logprobs=request.logprobs, shape=shape)
+    if request.echo:
+        params = replace(params, prompt_logprobs=request.logprobs)
     prompts = texts_of(request.prompt, "prompt", served.caps.prompts)
     _check_choices(len(prompts) * params.n, served.caps)
     asked = tuple(Asked(prompt, {}, params) for prompt in prompts)
@@ -110,15 +114,23 @@ def _check_choices(count: int, caps: Caps) -> None:
 
 
 @dataclass(slots=True)
+class _Prompt:
+    """What is said again before each of its answers."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(slots=True)
 class _Choice:
     """One answer on its way; texts and log probabilities are kept for a reply in one piece only."""
 
+    speller: CompletionSpeller
     texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    speller: CompletionSpeller | None = None
+    logprobs: CompletionLogprobs = field(default_factory=CompletionLogprobs)
     finish_reason: Any = None
-    echo: str = ""
-    """What is still to be sent before the answer."""
+    is_begun: bool = False
 
 
 class CompletionExchange:
@@ -130,7 +142,8 @@ class CompletionExchange:
         self.asked = asked
         self.stream = request.stream is True
         self._params = asked[0].params
-        self._echo = request.echo is True
+        self._echoed = [_Prompt() for _ in asked] if request.echo else []
+        self._echoes_only = request.max_tokens == 0  # the engine writes one token all the same
         self._served = served
         self._head: dict[str, Any] = {
             "id": reply_id,
@@ -141,37 +154,33 @@ class CompletionExchange:
         }
         self._chunks = Chunks(self._head, includes_usage(request))
         self._tally = Tally(len(asked))
-        self._choices = [_Choice() for _ in range(len(asked) * self._params.n)]
+        num_choices = len(asked) * self._params.n
+        self._choices = [_Choice(CompletionSpeller(served.vocabulary)) for _ in range(num_choices)]
 
     def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
         """See Exchange. Nothing is sent before the engine has taken the request."""
         check_context(len(prompt_token_ids), self._params, self._served.context_len, "prompt")
         self._tally.prompt_tokens += len(prompt_token_ids)
-        if self._echo:
-            echo = self._text(self.asked[which].prompt)
-            for choice in self._choices[which * self._params.n : (which + 1) * self._params.n]:
-                choice.echo = echo
+        if self._echoed:
+            self._echoed[which] = _Prompt(self._text(self.asked[which].prompt), prompt_token_ids)
         return b""
 
     def push(self, which: int, delta: Delta) -> bytes:
         """See Exchange."""
+        if self._echoes_only:
+            delta = replace(delta, text="", token_ids=(), logprobs=(), finish_reason=delta.finish_reason and "length")
         self._tally.add(which, delta)
         index = which * self._params.n + delta.index
         choice = self._choices[index]
-        text, choice.echo = choice.echo + delta.text, ""
         choice.finish_reason = finish_reason_of(delta)
-        logprobs = reported(delta, self._params) if delta.logprobs else ()
+        text, logprobs = self._news(which, choice, delta)
         if not self.stream:
             choice.texts.append(text)
-            choice.logprobs += logprobs
+            choice.logprobs.extend(logprobs)
             return b""
-        if not text and not logprobs and delta.finish_reason is None:
+        if not text and not logprobs.tokens and delta.finish_reason is None:
             return b""
-        told = b"null"
-        if logprobs:
-            if choice.speller is None:
-                choice.speller = CompletionSpeller(self._served.vocabulary)
-            told = encode(choice.speller.spell(logprobs))
+        told = encode(logprobs) if logprobs.tokens else b"null"
         reason = b"null" if choice.finish_reason is None else encode(choice.finish_reason)
         return self._chunks.chunk(
             b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (index, encode(text), told, reason)
@@ -195,10 +204,23 @@ class CompletionExchange:
         """See Exchange."""
         return error_frame(error)
 
+    def _news(self, which: int, choice: _Choice, delta: Delta) -> tuple[str, CompletionLogprobs]:
+        """The text that a delta adds, and its log probabilities; before a choice's first, those of the prompt."""
+        text, logprobs = delta.text, CompletionLogprobs()
+        reports = self._params.logprobs is not None
+        if self._echoed and not choice.is_begun:
+            prompt = self._echoed[which]
+            prompt.logprobs = delta.prompt_logprobs or prompt.logprobs  # the first choice's delta brings them, for all
+            text = prompt.text + text
+            if reports:
+                logprobs = choice.speller.spell_prompt(prompt.text, prompt.token_ids, prompt.logprobs)
+        choice.is_begun = True
+        if reports:
+            logprobs.extend(choice.speller.spell(reported(delta, self._params)))
+        return text, logprobs
+
     def _answer(self, index: int, choice: _Choice) -> CompletionChoice:
-        logprobs = None
-        if self._params.logprobs is not None:
-            logprobs = CompletionSpeller(self._served.vocabulary).spell(choice.logprobs)
+        logprobs = choice.logprobs if self._params.logprobs is not None else None
         return CompletionChoice(index, "".join(choice.texts), logprobs, choice.finish_reason)
 
     def _text(self, prompt: "Prompt") -> str:

@@ -10,10 +10,10 @@ from strop.core.errors import StropError
 from strop.core.request import Delta, SamplingParams
 from strop.serve.openai.errors import ApiError, context_overflow, error_body
 from strop.serve.openai.fields import Caps, shown
+from strop.serve.tool_calls import ToolSupport
 
 if TYPE_CHECKING:  # the tokenizer behind it is no business of this package
     from strop.engine.text import Prompt
-    from strop.serve.openai.tools import ToolSupport
 
 DONE = b"data: [DONE]\n\n"
 
@@ -41,7 +41,7 @@ class Served:
     vocabulary: Vocabulary
     chat_template: str = ""
     """The model's own: it says which roles and variables mean something to this model."""
-    tools: "ToolSupport | None" = None
+    tools: ToolSupport | None = None
     embedding_len: int | None = None
     """Numbers of one vector; None if the model does not embed."""
     embeddings_may_be_cut: bool = False

@@ -64,6 +64,9 @@ class Rule:
     """The field of Caps that limits a number, the length of a list or map, or (`_bytes`) the size of free-form JSON."""
 
 
+_PLAIN = Rule("honoured", "")
+
+
 def honoured(about: str, *, cap: str | None = None) -> Meta:
     """The field does what it says."""
     return _meta(Rule("honoured", about, cap=cap))
@@ -105,7 +108,6 @@ _REFUSED_VALUES = {
 class Fields:
     """The fields of a request, nested ones as `messages[].content`."""
 
-    names: set[str] = field(default_factory=set)
     rules: dict[str, Rule] = field(default_factory=dict)
     accepted: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """What fields with few values (and tags) may be."""
@@ -125,16 +127,15 @@ class Fields:
         config = kind.__struct_config__
         if config.tag_field is not None:
             tag_path = prefix + config.tag_field
-            self.names.add(tag_path)
+            self.rules.setdefault(tag_path, _PLAIN)
             self.accepted[tag_path] = (*self.accepted.get(tag_path, ()), config.tag)
         for info in msgspec.structs.fields(kind):
             name = prefix + info.encode_name
-            self.names.add(name)
-            rule = rule_of(info.type)
-            if rule is not None and self.rules.get(name, rule).kind == rule.kind:
-                self.rules[name] = rule
-                if rule.accepted:
-                    self.accepted[name] = rule.accepted
+            rule = rule_of(info.type) or _PLAIN
+            if self.rules.setdefault(name, rule).kind != rule.kind:  # it means something in one alternative
+                self.rules[name] = _PLAIN
+            if rule.accepted:
+                self.accepted[name] = rule.accepted
             self.add(info.type, name)
 
 
@@ -269,7 +270,7 @@ def _explain(message: str, body: bytes, kind: type[Struct]) -> ApiError:
 
 def _unknown(value: dict[str, Json], path: str, general: str, fields: Fields) -> ApiError:
     prefix = f"{general}." if general else ""
-    known = {name.removeprefix(prefix) for name in fields.names if name.startswith(prefix)}
+    known = {name.removeprefix(prefix) for name in fields.rules if name.startswith(prefix)}
     names = [name for name in value if name not in known] or list(value)
     guesses = [guess for name in names[:10] for guess in difflib.get_close_matches(name[:80], known, 1)]
     hint = f": did you mean {', '.join(guesses)}?" if guesses else ""

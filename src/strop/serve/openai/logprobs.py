@@ -2,8 +2,9 @@
 
 import codecs
 from collections.abc import Sequence
+from typing import Annotated
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from strop.core.request import Delta, SamplingParams, TokenLogprob
 from strop.serve.openai.exchange import Vocabulary
@@ -36,13 +37,19 @@ class ChoiceLogprobs(Struct):
 
 
 class CompletionLogprobs(Struct):
-    """Of a text completion: one entry per token in each list."""
+    """Of a text completion: one entry per token in each list; null for a prompt's first token, which follows none."""
 
     tokens: list[str] = field(default_factory=list)
-    token_logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[str, float]] = field(default_factory=list)
-    text_offset: list[int] = field(default_factory=list)
-    """Characters before the token."""
+    token_logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
+    text_offset: Annotated[list[int], Meta(description="characters before the token")] = field(default_factory=list)
+
+    def extend(self, more: "CompletionLogprobs") -> None:
+        """Append the entries of the tokens that follow."""
+        self.tokens += more.tokens
+        self.token_logprobs += more.token_logprobs
+        self.top_logprobs += more.top_logprobs
+        self.text_offset += more.text_offset
 
 
 def reported(delta: Delta, params: SamplingParams) -> Sequence[TokenLogprob]:
@@ -74,19 +81,35 @@ class CompletionSpeller:
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def spell_prompt(self, text: str, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        """The entries of a prompt's tokens; `logprobs` are of those from the second on."""
+        framed = b"".join(map(self._vocabulary.token_bytes, token_ids)).decode("utf-8", "replace")
+        self._offset = -max(framed.find(text), 0)  # a token that only frames the text is no part of it
+        spelled = CompletionLogprobs()
+        self._append(spelled, token_ids[0], None, None)
+        spelled.extend(self.spell(logprobs))
+        return spelled
+
     def spell(self, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
         """The entries of the next tokens; each token is among the most probable ones of its position."""
         spelled = CompletionLogprobs()
         for entry in logprobs:
-            data = self._vocabulary.token_bytes(entry.token_id)
-            token, logprob = _spelled(data), _finite(entry.logprob)
             top = {_spelled(self._vocabulary.token_bytes(i)): _finite(value) for i, value in entry.top}
-            spelled.tokens.append(token)
-            spelled.token_logprobs.append(logprob)
-            spelled.top_logprobs.append(top | {token: logprob})
-            spelled.text_offset.append(self._offset)
-            self._offset += len(self._decoder.decode(data))
+            self._append(spelled, entry.token_id, _finite(entry.logprob), top)
         return spelled
+
+    def _append(
+        self, spelled: CompletionLogprobs, token_id: int, logprob: float | None, top: dict[str, float] | None
+    ) -> None:
+        data = self._vocabulary.token_bytes(token_id)
+        token = _spelled(data)
+        if top is not None and logprob is not None:
+            top[token] = logprob
+        spelled.tokens.append(token)
+        spelled.token_logprobs.append(logprob)
+        spelled.top_logprobs.append(top)
+        spelled.text_offset.append(max(self._offset, 0))
+        self._offset += len(self._decoder.decode(data))
 
 
 def _spelled(data: bytes) -> str:

@@ -33,7 +33,16 @@ from strop.serve.openai.sampling import (
     TopP,
     schema_shape,
 )
-from strop.serve.openai.tools import ChoiceMode, FunctionSpec, ToolDelta, ToolName, Tools, chosen_tools, forced_or
+from strop.serve.openai.tools import (
+    ChoiceMode,
+    FunctionSpec,
+    ToolName,
+    chosen_tools,
+    forced_or,
+    told,
+    with_call_tokens,
+)
+from strop.serve.tool_calls import ToolDelta, Tools
 
 _NOTHING_STORED = "nothing is stored"
 _CACHED = "prefixes are cached wherever requests share them"
@@ -241,10 +250,10 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "R
     )
     effort = request.reasoning.effort if request.reasoning is not None else None
     template = effort_variable(effort, served.chat_template, "reasoning.effort")
-    if tools is not None:
-        template["tools"] = list(tools.listed)
     messages = item_messages(request.input, request.instructions, served.chat_template)
-    return ResponsesExchange(request, Asked(messages, template, params), served, request_id, created_s, tools)
+    messages, variables = told(messages, tools, served.tools)
+    asked = Asked(messages, template | variables, with_call_tokens(params, tools, served.tools))
+    return ResponsesExchange(request, asked, served, request_id, created_s, tools)
 
 
 def _say_message(body: Json) -> None:
@@ -476,8 +485,11 @@ def _tools(request: ResponsesRequest, served: Served) -> Tools | None:
         allowed = [reference.name for reference in choice.tools]
     else:
         mode = choice
-    functions = [FunctionSpec(tool.name, tool.description, tool.parameters) for tool in request.tools or ()]
-    return chosen_tools(functions, mode, named, allowed, request.parallel_tool_calls, served.tools)
+    functions = [
+        FunctionSpec(tool.name, tool.description, tool.parameters, tool.strict) for tool in request.tools or ()
+    ]
+    parallel = request.parallel_tool_calls
+    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
 
 
 def _shape(text: TextConfig | None) -> StructuredOutputsParams | None:

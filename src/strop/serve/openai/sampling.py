@@ -117,7 +117,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
 
     cache_salt: Annotated[None, refused("the server salts its prefix cache by key")] = None
     truncate_prompt_tokens: Annotated[None, refused("prompts are never cut")] = None
-    prompt_logprobs: Annotated[None, refused("log probabilities of a prompt are not computed")] = None
+    prompt_logprobs: Annotated[None, refused("in /v1/completions, echo with logprobs gives them")] = None
     use_beam_search: Annotated[None, refused("there is no beam search")] = None
     best_of: Annotated[None, refused(_ONE_ANSWER)] = None
     guided_json: Annotated[None, refused(_OLD_GUIDED)] = None
@@ -198,9 +198,6 @@ def only_shape(**shapes: StructuredOutputsParams | None) -> StructuredOutputsPar
     if len(given) > 1:
         raise ApiError(f"{' and '.join(given)} each give the answer a shape: give one of them", param=given[1])
     return shapes[given[0]] if given else None
-
-
-_Number = int | float
 
 
 def _or(value: Any, default: Any) -> Any:

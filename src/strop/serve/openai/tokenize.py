@@ -10,7 +10,7 @@ from strop.serve.openai.exchange import Served, encode
 from strop.serve.openai.fields import decode, honoured
 from strop.serve.openai.messages import Message, template_messages, template_variables
 from strop.serve.openai.sampling import TokenId
-from strop.serve.openai.tools import ChatTool, listed_tool
+from strop.serve.openai.tools import ChatTool, chosen_tools, told
 
 if TYPE_CHECKING:
     from strop.engine.text import Prompt
@@ -86,10 +86,9 @@ def parse_tokenize(body: bytes, served: Served) -> Tokenize:
         return Tokenize(request.prompt, {}, request.add_special_tokens is not False, served, with_texts)
     template = template_variables(request.chat_template_kwargs)
     template["add_generation_prompt"] = request.add_generation_prompt is not False
-    if request.tools:
-        template["tools"] = [listed_tool(tool.function) for tool in request.tools]
-    messages = template_messages(request.messages or [], served.chat_template)
-    return Tokenize(messages, template, False, served, with_texts)
+    tools = chosen_tools([tool.function for tool in request.tools or ()], served.tools)
+    messages, variables = told(template_messages(request.messages or [], served.chat_template), tools, served.tools)
+    return Tokenize(messages, template | variables, False, served, with_texts)
 
 
 def parse_detokenize(body: bytes, served: Served) -> tuple[int, ...]:

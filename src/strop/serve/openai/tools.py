@@ -1,68 +1,18 @@
-"""What a request says about tools, and what the server needs to read a model's calls of them."""
+"""What a request says about tools."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from strop.core.request import StructuredOutputsParams
+from strop.core.errors import RequestError
+from strop.core.request import SamplingParams, StructuredOutputsParams
 from strop.serve.openai.errors import ApiError
 from strop.serve.openai.fields import honoured, shown
+from strop.serve.tool_calls import Tools, ToolSupport
 
-ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")]
+ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
 ChoiceMode = Literal["none", "auto", "required"]
-
-
-class ToolDelta(Protocol):
-    """A fragment of a call: `id` and `name` come with a call's first one only; arguments add up to JSON text."""
-
-    @property
-    def index(self) -> int:
-        """Which call of the answer, from 0."""
-        ...
-
-    @property
-    def id(self) -> str | None: ...  # noqa: D102
-
-    @property
-    def name(self) -> str | None: ...  # noqa: D102
-
-    @property
-    def arguments(self) -> str: ...  # noqa: D102
-
-
-class ToolCallParser(Protocol):
-    """Reads the text of one answer."""
-
-    def push(self, text: str, ended: bool) -> "list[ToolDelta | str]":
-        """What the next piece of text makes certain: plain text and fragments of calls, in order."""
-        ...
-
-
-class ToolSupport(Protocol):
-    """How this server's model writes calls."""
-
-    def parser(self, tools: "Tools") -> ToolCallParser:
-        """For one answer."""
-        ...
-
-    def grammar(self, tools: "Tools") -> StructuredOutputsParams | None:
-        """The shape that forces the answer to be the calls that were asked for; None where it is free."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The tools a model may call in its answer."""
-
-    listed: tuple[dict[str, Any], ...]
-    """As templates know them: {"type": "function", "function": {"name", "description", "parameters"}}."""
-    choice: Literal["auto", "required"] = "auto"
-    """Whether it must call one."""
-    named: str | None = None
-    """The only one it may call, and must."""
-    parallel: bool = True
-    """Whether it may call several."""
 
 
 class FunctionSpec(Struct, forbid_unknown_fields=True):
@@ -114,11 +64,12 @@ class ChatAllowedToolChoice(Struct, tag="allowed_tools", tag_field="type", forbi
 
 def chosen_tools(
     functions: list[FunctionSpec],
-    mode: ChoiceMode | None,
-    named: str | None,
-    allowed: list[str] | None,
-    parallel: bool | None,
     support: ToolSupport | None,
+    *,
+    mode: ChoiceMode | None = None,
+    named: str | None = None,
+    allowed: list[str] | None = None,
+    parallel: bool | None = None,
 ) -> Tools | None:
     """What the fields tools, tool_choice and parallel_tool_calls come to; None where nothing can be called.
 
@@ -144,35 +95,51 @@ def chosen_tools(
     if support is None:
         raise ApiError("this server was started without tool calls: leave tools out", param="tools")
     usable = by_name if allowed is None else {name: by_name[name] for name in allowed}
-    return Tools(
-        tuple(listed_tool(function) for function in usable.values()),
-        "required" if mode == "required" or named is not None else "auto",
-        named,
-        parallel is not False,
-    )
+    try:
+        return Tools(
+            tuple(_listed(function) for function in usable.values()),
+            "required" if mode == "required" or named is not None else "auto",
+            named,
+            parallel is not False,
+        )
+    except RequestError as error:
+        raise ApiError(str(error), param="tools") from None
 
 
 def forced_or(
     shape: StructuredOutputsParams | None, tools: Tools | None, support: ToolSupport | None, param: str
 ) -> StructuredOutputsParams | None:
-    """The shape of an answer: calls that are forced, else `shape`, which the field `param` asked for. ApiError if the
-    model may choose between the two."""
+    """The shape of an answer: that of calls, else `shape`, which the field `param` asked for. ApiError if the model may
+    choose between the two."""
     if tools is None or support is None:
         return shape
-    forced = support.grammar(tools)
-    if forced is None and shape is not None:
+    if shape is not None and tools.choice == "auto":
         raise ApiError(
             f"{param} and tools exclude each other while the model may choose to call: set tool_choice to none or"
             " required",
             param=param,
         )
-    return forced
+    return support.grammar(tools)
 
 
-def listed_tool(function: FunctionSpec) -> dict[str, Any]:
-    """As templates know it."""
-    listed: dict[str, Any] = {"name": function.name}
-    if function.description is not None:
-        listed["description"] = function.description
-    listed["parameters"] = function.parameters or {"type": "object", "properties": {}}  # templates look into it
-    return {"type": "function", "function": listed}
+def told(
+    messages: list[dict[str, Any]], tools: Tools | None, support: ToolSupport | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The messages, and the template's variables, that tell the model of its tools."""
+    if support is None:
+        return messages, {}
+    listed = support.template_tools(tools)
+    return support.messages(messages, tools), {} if listed is None else {"tools": listed}
+
+
+def with_call_tokens(params: SamplingParams, tools: Tools | None, support: ToolSupport | None) -> SamplingParams:
+    """`params` under which the text of an answer keeps the control tokens that calls are found by."""
+    if tools is None or support is None or not support.form.special_tokens:
+        return params
+    return replace(params, skip_special_tokens=False)
+
+
+def _listed(function: FunctionSpec) -> dict[str, Any]:
+    """As chat requests give it, without nulls."""
+    fields = {name: getattr(function, name) for name in ("name", "description", "parameters", "strict")}
+    return {"type": "function", "function": {name: value for name, value in fields.items() if value is not None}}

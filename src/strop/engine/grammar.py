@@ -1,0 +1,296 @@
+"""Structured output: what a request wants, as a grammar of llguidance, and the tokens it allows at each step. No jax.
+
+Every wish becomes a grammar in llguidance's Lark notation. Grammars are compiled anew for each answer: their lexers
+grow while they run, and what one answer may do must not depend on what others did.
+"""
+
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import llguidance
+import numpy as np
+
+from strop.core.config import MIB
+from strop.core.errors import RequestError
+from strop.core.request import StructuredOutputsParams
+from strop.engine.ecma_regex import rust_regex
+from strop.engine.json_schema import enforceable, parse_schema, subschemas
+
+MAX_TEXT_BYTES = MIB // 4
+MAX_CACHED_TEXTS = 64
+
+# Chosen for a step's time: a matcher that needs more at one token ends its answer with an error.
+_LIMITS = llguidance.LLParserLimits(
+    max_items_in_row=2000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=50_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+# A text may be cut into tokens as the model likes: forcing its usual tokens would need an encoder without surprises.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
+_CULPRIT_S = 0.2
+
+_LARK_TOKEN = re.compile(
+    r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|(?:#|//)[^\n]*'
+    r"|%(?P<block>json|llguidance|regex)\b|(?P<option>temperature|stop)\s*=|[A-Za-z_][\w-]*"
+)
+
+
+class TokenSpellings(Protocol):
+    """What structured output needs of a tokenizer (strop.formats.tokenizer.Tokenizer)."""
+
+    vocab_size: int
+    special_ids: frozenset[int]
+    eos_ids: frozenset[int]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token adds to a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer's tokens as bytes, with padding (b"") up to the model's number of tokens."""
+
+    tokens: list[bytes]
+    special_ids: list[int]
+    eos_ids: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: TokenSpellings, vocab_size: int | None = None) -> "Vocabulary":
+        """`vocab_size`: the model's, where it exceeds the tokenizer's."""
+        tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
+        tokens += [b""] * ((vocab_size or 0) - len(tokens))
+        return cls(tokens, sorted(tokenizer.special_ids), sorted(tokenizer.eos_ids))
+
+    def build(self) -> llguidance.LLTokenizer:
+        """llguidance's own form, which takes a tenth of a second. Its first mask takes another; that is done here."""
+        built = llguidance.LLTokenizer(_Wrapper(self), eos_token=self.eos_ids or None)
+        llguidance.LLMatcher(built, 'start: "a"', log_level=0).compute_bitmask()
+        return built
+
+
+class _Wrapper:
+    """The attributes that LLTokenizer looks for."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = vocabulary.tokens
+        self.special_token_ids = vocabulary.special_ids
+        # None: an id of its own after all others, which no mask here has room for.
+        self.eos_token_id = vocabulary.eos_ids[0] if vocabulary.eos_ids else None
+
+    def __call__(self, text: str) -> list[int]:
+        return []  # asked for tokens to force
+
+
+def grammar_text(wanted: StructuredOutputsParams) -> str:
+    """The grammar for `wanted`. RequestError for what is too long, malformed, or would not be enforced."""
+    check_sizes(wanted)
+    if wanted.regex is not None:
+        return f"{_OPTIONS}start: /{rust_regex(wanted.regex)}/"
+    if wanted.choice is not None:
+        return f"{_OPTIONS}start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, dict.fromkeys(wanted.choice)))}"
+    if wanted.grammar is not None:
+        return _OPTIONS + checked_lark(wanted.grammar)
+    assert wanted.json_object or isinstance(wanted.json, str)
+    schema = {"type": "object"} if wanted.json is None else parse_schema(wanted.json)
+    return f"{_OPTIONS}start: %json {json.dumps(enforceable(schema))}"
+
+
+def check_sizes(wanted: StructuredOutputsParams) -> None:
+    """RequestError for what is too long to be looked at, or no text."""
+    for name in ("json", "regex", "choice", "grammar"):
+        given = getattr(wanted, name) or ""
+        try:
+            size = len((given if isinstance(given, str) else "".join(given)).encode())
+        except UnicodeEncodeError:
+            raise RequestError(f"structured_outputs.{name} holds a lone surrogate, which is no text") from None
+        if size > MAX_TEXT_BYTES:
+            raise RequestError(f"structured_outputs.{name} has {size} bytes: give at most {MAX_TEXT_BYTES}")
+
+
+def checked_lark(grammar: str) -> str:
+    """`grammar` with the JSON schemas in it rewritten to what is enforced.
+
+    Raises RequestError for such a schema that cannot be enforced, and for options that the engine does not honour.
+    """
+    pieces, at = [], 0
+    while (found := _LARK_TOKEN.search(grammar, at)) is not None:
+        if found["option"]:
+            raise RequestError(
+                f"structured_outputs.grammar has the option {found['option']!r}, which is not supported: leave it out, and "
+                "end a rule with suffix or lazy"
+            )
+        pieces.append(grammar[at : found.end()])
+        at = found.end()
+        if found["block"]:
+            begin = at + len(grammar[at:]) - len(grammar[at:].lstrip())
+            try:
+                _, end = json.JSONDecoder().raw_decode(grammar, begin)
+            except (ValueError, RecursionError):
+                continue  # llguidance will say what is wrong
+            block = grammar[begin:end]
+            pieces.append(f" {json.dumps(enforceable(parse_schema(block)))}" if found["block"] == "json" else block)
+            at = end
+    return "".join([*pieces, grammar[at:]])
+
+
+def compile_matcher(tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputsParams, text: str) -> "Matcher":
+    """A matcher at the beginning of an answer. RequestError that says why there can be none."""
+    matcher = Matcher(tokenizer, text)
+    if matcher.error is None:
+        return matcher
+    if wanted.json is not None and (found := _culprit(tokenizer, parse_schema(wanted.json), matcher.error)):
+        raise RequestError(f"the JSON schema cannot be enforced at {found}: {_explained(matcher.error)}")
+    name = next(name for name in wanted.__slots__ if getattr(wanted, name) not in (None, False))
+    raise RequestError(f"structured_outputs.{name} cannot be enforced: {_explained(matcher.error)}")
+
+
+def _culprit(tokenizer: llguidance.LLTokenizer, document: Any, error: str) -> str:
+    """Pointer of the innermost schema that alone gives the same error, as far as there is time to look."""
+    deadline_s = time.monotonic() + _CULPRIT_S
+    for pointer in subschemas(document):
+        if time.monotonic() > deadline_s:
+            break
+        try:
+            text = f"{_OPTIONS}start: %json {json.dumps(enforceable(document, pointer))}"
+        except RequestError:
+            continue
+        if Matcher(tokenizer, text).error == error:
+            return pointer
+    return "#"
+
+
+_EXPLAINED = (
+    (
+        "oneOf constraints",
+        "the schemas of oneOf must exclude each other by type, or by different constants of a required"
+        " property: use anyOf",
+    ),
+    ("are not disjoint", "names may match several of patternProperties: make them exclude each other"),
+    (
+        "circular references",
+        "a $ref with other keywords beside it leads back to itself: move them into what it points to",
+    ),
+    ("min/maxProperties only", "minProperties and maxProperties need all names in properties to be required"),
+    ("Unsatisfiable schema", "nothing satisfies it"),
+    ("NoExtension", "nothing matches it"),
+    ("too large", "it is too large"),
+)
+
+
+def _explained(error: str) -> str:
+    """llguidance's message for those who did not write llguidance."""
+    ours = next((ours for theirs, ours in _EXPLAINED if theirs in error), "")
+    return f"{ours} ({error})" if ours else error
+
+
+class Matcher:
+    """How far one answer has come in its grammar."""
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, text: str) -> None:
+        self._inner = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
+        if not self._inner.is_error():
+            self._inner.compute_bitmask()  # a grammar that matches nothing shows here
+
+    @property
+    def error(self) -> str | None:
+        """Why the answer cannot go on, if it cannot."""
+        if self._inner.is_error():
+            return _first_line(self._inner.get_error())
+        stop_reason = self._inner.stop_reason()
+        return None if stop_reason in ("NotStopped", "NoExtension", "EndOfSentence") else stop_reason
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow."""
+        return self._inner.is_stopped() and self.error is None
+
+    def advance(self, token_id: int) -> None:
+        """Take note of the answer's next token."""
+        self._inner.consume_token(token_id)
+
+
+def _first_line(error: str) -> str:
+    line = error.strip().split("\n", 1)[0]
+    line = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: |<state>.*", "", line)
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+class Grammar:
+    """What one request's answers must match."""
+
+    def __init__(self, new_matcher: Callable[[], Matcher], first: Matcher) -> None:
+        self._new_matcher = new_matcher
+        self._first: Matcher | None = first
+
+    def matcher(self) -> Matcher:
+        """A new one, at the beginning of an answer."""
+        first, self._first = self._first, None
+        return first or self._new_matcher()
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary and computes masks. `compile` may be called from several threads."""
+
+    def __init__(self, tokenizer: TokenSpellings, vocab_size: int, num_threads: int = 1) -> None:
+        """`vocab_size`: the model's number of tokens, V."""
+        self._spellings = tokenizer
+        self._vocab_size = vocab_size
+        self._num_threads = num_threads
+        self._texts: OrderedDict[StructuredOutputsParams, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, wanted: StructuredOutputsParams) -> Grammar:
+        """The grammar, found or made. RequestError if it cannot be enforced."""
+        text = self._text(wanted)
+        tokenizer = self._tokenizer
+        return Grammar(lambda: Matcher(tokenizer, text), compile_matcher(tokenizer, wanted, text))
+
+    def masks(self, matchers: Sequence[Matcher | None], num_rows: int) -> np.ndarray:
+        """Which tokens each answer may have next: u32 [num_rows, ceil(V / 32)], token t at bit t % 32 of word t // 32.
+
+        A row whose matcher is None, or beyond them, allows all; one whose matcher has an error allows none.
+        """
+        num_words = -(-self._tokenizer.vocab_size // 32)
+        masks = np.full((num_rows, num_words), 0xFFFFFFFF, np.uint32)
+        rows = [(matcher._inner, i) for i, matcher in enumerate(matchers) if matcher is not None]
+        if rows:
+            self._executor.unsafe_compute_mask_ptr(rows, masks.ctypes.data, 4 * num_words, num_rows)
+        for i, matcher in enumerate(matchers):
+            if matcher is not None and matcher.error is not None:
+                masks[i] = 0
+        return np.ascontiguousarray(masks[:, : -(-self._vocab_size // 32)])
+
+    @cached_property
+    def _tokenizer(self) -> llguidance.LLTokenizer:
+        return Vocabulary.of(self._spellings, self._vocab_size).build()
+
+    @cached_property
+    def _executor(self) -> llguidance.LLExecutor:
+        return llguidance.LLExecutor(self._num_threads)
+
+    def _text(self, wanted: StructuredOutputsParams) -> str:
+        with self._lock:
+            text = self._texts.get(wanted)
+            if text is not None:
+                self._texts.move_to_end(wanted)
+                return text
+        text = grammar_text(wanted)
+        with self._lock:
+            self._texts[wanted] = text
+            if len(self._texts) > MAX_CACHED_TEXTS:
+                self._texts.popitem(last=False)
+        return text
