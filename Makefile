@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 # Tests that start processes or fill the cores themselves run one after the other.
 PARALLEL := -n auto --maxprocesses 4
 
-test: check
+test: check build/clients/.installed
 	$(BIN)/pytest $(PARALLEL) tests/models tests/ops
 	$(BIN)/pytest tests --ignore=tests/null --ignore=tests/models --ignore=tests/ops
 
@@ -64,6 +64,14 @@ $(VENV)/.installed: $(VENV)/.requirements $(NATIVE)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --group dev
+	@touch $@
+
+# OpenAI's clients of other versions than the development environment's, for tests/serve.
+build/clients/.installed: Makefile | $(BIN)/pip
+	rm -rf build/clients
+	$(PIP) install --target build/clients/python openai==2.54.0
+	@if command -v npm > /dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix build/clients openai@6.30.1 || echo "without the Node client"; fi
 	@touch $@
 
 clean:
