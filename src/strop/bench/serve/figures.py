@@ -134,8 +134,10 @@ def facts(report: ServeReport) -> list[tuple[str, str]]:
     options = report.options
     found = [(one["url"], ", ".join(f"{name} {one[name]}" for name in one if name != "url")) for one in report.servers]
     found.append(("client", ", ".join(f"{name} {value}" for name, value in report.client.items())))
-    shown = "their medians (lowest-highest) are shown"
-    found.append(("run", f"{report.started}; seed {options.seed}; {options.repeats} rounds, {shown}"))
+    rounds = (
+        "1 round" if options.repeats == 1 else f"{options.repeats} rounds, their medians (lowest-highest) are shown"
+    )
+    found.append(("run", f"{report.started}; seed {options.seed}; {rounds}"))
     if options.shared_prefix_tokens:
         found.append(("shared prefix", f"{options.shared_prefix_tokens} tokens of every prompt"))
     if options.objective is not None:

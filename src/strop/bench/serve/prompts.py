@@ -1,5 +1,6 @@
 """Prompts of a wanted number of tokens, sized by what the server can tell."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
@@ -51,7 +52,7 @@ class CountedText:
         """`num_extra` tokens are put around every text (a chat template, a token at the beginning)."""
         self._count, self._num_extra = count, num_extra
         self._tokens_per_word = _TOKENS_PER_WORD
-        self._shared: dict[int, list[str]] = {0: []}
+        self._shared: dict[int, asyncio.Task[list[str]]] = {}
 
     async def make(self, num_tokens: int, num_shared: int, seed: str) -> str:
         """See PromptMaker. The nearest length, where no text has the wanted one. RequestError if there is no room."""
@@ -61,9 +62,10 @@ class CountedText:
                 f"a prompt of {num_tokens} tokens has no room: {num_shared} are shared and the server adds "
                 f"{self._num_extra} of its own: ask for more than {num_shared + self._num_extra}"
             )
-        if num_shared not in self._shared:
-            self._shared[num_shared] = await self._sized([], num_shared, text_words("shared"))
-        return " ".join(await self._sized(self._shared[num_shared], goal, text_words(seed)))
+        if num_shared and num_shared not in self._shared:  # whoever asks meanwhile waits for the same words
+            self._shared[num_shared] = asyncio.create_task(self._sized([], num_shared, text_words("shared")))
+        head = await self._shared[num_shared] if num_shared else []
+        return " ".join(await self._sized(head, goal, text_words(seed)))
 
     async def _sized(self, head: list[str], goal: int, words: Iterator[str]) -> list[str]:
         """`head` and some of `words`, `goal` tokens in all."""
@@ -84,7 +86,7 @@ class CountedText:
             elif missing > 0:
                 chosen = chosen + [_FILLER] * missing
             else:
-                chosen = chosen[: max(len(head) + 1, len(chosen) - num_words)]
+                chosen = chosen[: max(len(head), len(chosen) - num_words)] or [_FILLER]
         return best
 
 
