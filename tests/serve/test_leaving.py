@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from http_client import ask, stream
 from leaving import STAGES, in_thread, leave_often
 from server_process import ServerProcess, Start
 
@@ -51,3 +52,18 @@ def test_random_disconnects(narrow: ServerProcess) -> None:
     assert narrow.metric("strop:requests_cancelled_total") > 100
     assert "Traceback" not in narrow.log and " ERROR " not in narrow.log
     assert text_of(narrow, VICTIM) == undisturbed
+
+
+def test_two_requests_of_one_id(server_url: str) -> None:
+    """Neither gets the other's answer, and the end of one is not the end of the other."""
+    same = {"X-Request-ID": "same"}
+    body = {"model": "smollm2", "messages": VICTIM["messages"], "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    alone = ask(server_url, "/v1/chat/completions", body).json["choices"]
+    with stream(server_url, "/v1/chat/completions", VICTIM, headers=same) as frames:
+        next(frames)
+        reply = ask(server_url, "/v1/chat/completions", body, headers=same)
+        assert reply.json["choices"] == alone
+        with stream(server_url, "/v1/chat/completions", {**body, "stream": True}, headers=same) as others:
+            next(others)
+        *_, last = frames
+    assert last["choices"][0]["finish_reason"] == "length"

@@ -84,7 +84,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queues a request. RequestError, and no change, when it can never be served as asked.
 
-        Structured output is compiled here, for as long as that takes: see strop.engine.grammar_check for strangers' wishes.
+        Structured output is compiled here, however long that takes: a GrammarChecker tells first whether it can be.
         """
         params = request.params
         self._check_ids("prompt", request.prompt_token_ids)

@@ -1,6 +1,7 @@
 """One HTTP request that makes the model write, from its first byte to its last, or to its client's leaving."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 _HEADERS_AFTER_S = 2.0  # without a token: until then a refusal can still have a status of its own
 _KEEP_ALIVE_S = 10.0
+_numbers = itertools.count()
 
 
 class Answer:
@@ -68,10 +70,12 @@ class Answer:
         service, exchange = self._service, self._exchange
         ticket = service.admission.enter()
         stream: Stream | None = None
+        # Clients may give two requests one id, also at once: the engine must tell them apart.
+        unique = f"{self._request_id}/{next(_numbers)}"
         try:
             requests = [
                 Request(
-                    f"{self._request_id}/{which}",
+                    f"{unique}/{which}",
                     await service.prepare(asked),
                     asked.params,
                     self._salt,

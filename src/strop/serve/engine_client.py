@@ -266,7 +266,7 @@ class EngineClient:
                 case Alive(step_age_s):
                     self._step_age_s = step_age_s
                 case Loaded(facts):
-                    self.facts = facts
+                    self.facts, self.stats = facts, EngineStats()  # nothing of an engine before this one
                     if not loaded.done():
                         loaded.set_result(facts)
                 case Failed(None, kind, text):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
@@ -63,6 +63,8 @@ class Gate:
         try:
             self._check(scope, headers)
             await self._app(scope, receive, send_on)
+        except ClientDisconnect:
+            self._service.metrics.cancelled("body")
         except HTTPException as error:  # no such route, or not with this method
             wrong = f"{scope['method']} {scope['path']!r:.200}: {error.detail}; /openapi.json lists what there is"
             await send_error(send_on, ApiError(wrong, status=error.status_code))
