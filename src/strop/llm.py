@@ -161,8 +161,9 @@ class LLM:
             params = [params or SamplingParams()] * len(listed)
         if len(params) != len(listed):
             raise RequestError(f"{len(params)} sampling_params for {len(listed)} prompts: give one, or one for each")
-        for wanted in {own.structured_outputs for own in params} - {None}:
-            self._grammar_checker.check(wanted)
+        for wanted in {own.structured_outputs for own in params}:
+            if wanted is not None:
+                self._grammar_checker.check(wanted)
         ids = ids or (f"request-{i}" for i in self._ids)
         requests = [
             Request(

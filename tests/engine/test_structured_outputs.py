@@ -144,7 +144,7 @@ def test_an_answer_that_may_end_or_go_on(new_engine: Callable[..., Engine], crow
     """The model chooses; the end is not ignored, since nothing may follow it, and waits for min_tokens."""
     lengths = set()
     for seed in range(12):
-        for changes in ({}, {"ignore_eos": True}, {"min_tokens": 3}):
+        for changes in ({}, {"ignore_eos": True}, {"min_tokens": 3, "ignore_eos": seed % 2 == 0}):
             wish = params({"regex": "a+"}, seed=seed, max_tokens=25, temperature=3.0, logit_bias={1: 12.0}, **changes)
             answer = crowd(new_engine(), [Request("r", (1, 2), wish)])["r", 0]
             lengths.add(len(answer.token_ids))

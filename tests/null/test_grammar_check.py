@@ -34,6 +34,10 @@ def optional(num_names: int) -> dict[str, Any]:
     return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(num_names)}}
 
 
+def doubling(num_levels: int) -> dict[str, Any]:
+    return {f"{i}": {"oneOf": 2 * [{"$ref": f"#/$defs/{i + 1}"}]} for i in range(num_levels)} | {f"{num_levels}": {}}
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
     "a regex of many expressions": {"regex": "(x+x+){2000}{2000}y"},
     "repeats of repeats": {"regex": "((((((a{1,999}){1,999}){1,999}){1,999}){1,999}){1,999}){1,999}b{9,99999}"},
@@ -51,13 +55,16 @@ HOSTILE: dict[str, dict[str, Any]] = {
         "json": {"allOf": [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]} for i in range(24)]}
     },
     "a reference to itself": {"json": {"$ref": "#"}},
-    "references in a circle": {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}},
-    "a circle with company": {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"type": "object"}]}}}},
+    "references in a circle": {
+        "json": {"$defs": {a: {"$ref": f"#/$defs/{b}"} for a, b in ("ab", "ba")}, "$ref": "#/$defs/a"}
+    },
+    "a circle with company": {"json": {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {}]}}, "$ref": "#/$defs/a"}},
+    "oneOf that doubles": {"json": {"$ref": "#/$defs/0", "$defs": doubling(49)}},
     "oneOf of itself": {"json": {"oneOf": [{"$ref": "#"}, {"type": "string"}]}},
     "patterns of no known overlap": {
         "json": {"patternProperties": {f"^(a|b)*{c}.*{c}.*{c}.{{9,99}}$": {} for c in "abcdefgh"}}
     },
-    "a pattern that length empties": {"json": {"type": "string", "pattern": "^(a|b|ab)*c.*d.*e{3,500}$", "minLength": 9999}},
+    "a pattern of unknown length": {"json": {"type": "string", "pattern": "^(a|ab)*c.*d.*e{3,500}$", "minLength": 999}},
     "no Lark": {"grammar": "start: ((("},
     "Lark in depth": {"grammar": "start: " + "(" * 30_000 + '"a"' + ")" * 30_000},
     "Lark without words": {"grammar": "start: start"},

@@ -153,7 +153,6 @@ def test_shapes_of_answers() -> None:
         ({"response_format": {"type": "json_schema", "json_schema": spec}}, '"b"'),
         ({"structured_outputs": {"json": schema}}, '"b"'),
         ({"structured_outputs": {"json": '{"type": "string"}'}}, StructuredOutputsParams(json='{"type": "string"}')),
-        ({"structured_outputs": {"json": False}}, StructuredOutputsParams(json="false")),
         ({"structured_outputs": {"regex": "a+"}}, StructuredOutputsParams(regex="a+")),
         ({"structured_outputs": {"choice": ["a", "b"]}}, StructuredOutputsParams(choice=("a", "b"))),
         ({"structured_outputs": {"grammar": "start: /a/"}}, StructuredOutputsParams(grammar="start: /a/")),

@@ -1,5 +1,6 @@
 """Every field of a request is honoured or refused by name, and no bytes make a server fail."""
 
+import functools
 import json
 import typing
 from typing import Any
@@ -13,7 +14,7 @@ from strop.core.errors import CapacityError, RequestError, StropError
 from strop.serve.openai import chat, completions, embeddings, responses, tokenize
 from strop.serve.openai.errors import ApiError, as_api_error, error_body
 from strop.serve.openai.fields import Caps, fields_of
-from strop.serve.openai.openapi import ENDPOINTS
+from strop.serve.openai.openapi import ENDPOINTS, openapi_document
 
 COMPLETION = {"model": "tiny", "prompt": "Hello"}
 RESPONSE = {"model": "tiny", "input": "Hello"}
@@ -67,6 +68,8 @@ def refusal(*parts: dict[str, Any], **more: Any) -> ApiError:
         ("messages", [USER, {**USER, "mood": 1}], "messages[1].mood", 'in messages[1]: "mood"'),
         ("messages", [{"role": "assistant", "audio": {}}], "messages[0].audio", "text only"),
         ("tools", [{"type": "custom", "custom": {}}], "tools[0].type", "not JSON"),
+        ("tools", [{"custom": {}, "type": "custom"}], "tools[0].type", "not JSON"),
+        ("tools", [{"function": WEATHER}], "tools[0]", "missing required field `type`"),
         ("tools", [{"type": "function", "function": {"name": "a b"}}], "tools[0].function.name", "regex"),
         ("tools", [{"type": "function", "function": WEATHER}] * 2, "tools", "same name"),
         ("tool_choice", "sometimes", "tool_choice", '"none", "auto", "required"'),
@@ -278,19 +281,34 @@ json_values = st.recursive(
 )
 
 
-def is_refused_or_parsed(path: str, data: bytes) -> None:
+def is_parsed(path: str, data: bytes) -> bool:
+    """Whether a body is taken; if not, it is the client's fault."""
     try:
         PARSERS[path](data)
-        return
+        return True
     except (ApiError, RequestError) as caught:
         error = as_api_error(caught)
     assert error.status in (400, 404)
     json.loads(error_body(error))
+    return False
+
+
+@functools.cache
+def schema_of(path: str) -> Any:
+    """A validator of what the OpenAPI document says of bodies; None without the library."""
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError:
+        return None
+    (kind,) = (endpoint.request for endpoint in ENDPOINTS if endpoint.path == path)
+    components = openapi_document(SERVED, "1")["components"]
+    return Draft202012Validator({"$ref": f"#/components/schemas/{kind.__name__}", "components": components})
 
 
 @pytest.mark.parametrize("path", PARSERS)
 def test_rich_bodies_are_parsed(path: str) -> None:
     assert PARSERS[path](json.dumps(RICH[path]).encode())
+    assert schema_of(path) is None or schema_of(path).is_valid(RICH[path])
 
 
 @settings(deadline=None)
@@ -299,12 +317,12 @@ def test_rich_bodies_are_parsed(path: str) -> None:
     st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()),
 )
 def test_any_bytes_are_refused_or_parsed(path: str, data: bytes) -> None:
-    is_refused_or_parsed(path, data)
+    is_parsed(path, data)
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_changed_bodies_are_refused_or_parsed(data: st.DataObject) -> None:
+def test_changed_bodies_are_refused_where_the_document_says_so(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(PARSERS)))
     request = json.loads(json.dumps(RICH[path]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -321,7 +339,8 @@ def test_changed_bodies_are_refused_or_parsed(data: st.DataObject) -> None:
             break
     for name in data.draw(st.lists(st.sampled_from(sorted(fields_of(chat.ChatRequest).rules)), max_size=2)):
         request[name] = data.draw(json_values)
-    is_refused_or_parsed(path, json.dumps(request).encode())
+    taken, schema = is_parsed(path, json.dumps(request).encode()), schema_of(path)
+    assert not taken or schema is None or schema.is_valid(request)
 
 
 @settings(deadline=None)
@@ -331,4 +350,4 @@ def test_damaged_bytes_are_refused_or_parsed(path: str, data: st.DataObject) -> 
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(whole) - 1))
         whole[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    is_refused_or_parsed(path, bytes(whole))
+    is_parsed(path, bytes(whole))

@@ -114,6 +114,7 @@ def test_columns_and_padding() -> None:
         "int32",
         "int32",
         "float32",
+        "uint32",
     ]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from strop import __version__
-from strop.bench.limits import LIMITED_ROWS, CostModel
+from strop.bench.limits import LIMITED_ROWS, best_value
 from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, UNITS, Workload
 from strop.core.config import GIB, MIB
+from strop.engine.costs import CostModel
 from strop.machine.probe import MachineRates
 from strop.models.memory import MemoryPlan
 
@@ -50,7 +51,7 @@ def describe_rates(rates: MachineRates, costs: CostModel, workloads: list[Worklo
     ]
     for workload in workloads:
         if workload.row in LIMITED_ROWS:
-            best = costs.best_value(workload, rates)
+            best = best_value(costs, workload, rates)
             lines.append(f"ceiling            {workload.label}: {best:,.0f} {UNITS[workload.row]}")
     return "\n".join(lines)
 

@@ -10,13 +10,14 @@ from statistics import median
 
 from strop.bench.bars import check_bars, mark_coarse
 from strop.bench.card import describe_card, describe_rates, machine_facts, static_card, versions
-from strop.bench.limits import LIMITED_ROWS, CostModel
+from strop.bench.limits import LIMITED_ROWS, best_value
 from strop.bench.measure import STROP, Contender, Ours, first_token, interleave
 from strop.bench.peers import Peer, find_peers, make_adapter
 from strop.bench.report import Report, Row, measured_row, render_bars, render_missing, render_rows, shares_above_one
 from strop.bench.workloads import Workload, workloads
 from strop.core.config import EngineConfig, KvDtype
 from strop.core.errors import StropError
+from strop.engine.costs import CostModel
 from strop.engine.engine import Engine
 from strop.engine.loading import load_model
 from strop.formats.pack_cache import cache_directory
@@ -114,7 +115,7 @@ class _Limit:
         rates = self._probe(0.8)
         assert rates is not None and self.rates is not None
         self.rates = self.rates.better_of(rates)
-        return self._costs.best_value(workload, rates)
+        return best_value(self._costs, workload, rates)
 
     def _probe(self, seconds: float) -> MachineRates | None:
         if self.library is None:

@@ -31,3 +31,13 @@ class OverloadError(StropError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ServerError(StropError):
+    """Another server cannot be reached, refused a request, or broke its answer off."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+        """A few words to count failures by: `connection`, `HTTP 429`, `time-out`."""
+        self.message = message

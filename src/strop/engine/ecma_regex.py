@@ -1,7 +1,7 @@
 """Regular expressions as JSON Schema has them (ECMA-262 with the u flag), in the notation of Rust's `regex-syntax`.
 
-The two differ in what `.`, `\\s`, `$`, `&&` or `(?i)` mean, so everything is read here and written anew, without a choice
-of meaning; what is not regular (lookaround, backreferences) is refused.
+The two differ in what `.`, `\\s`, `$`, `&&` or `(?i)` mean, so everything is read here and written anew, in words that
+have one meaning; what is not regular (lookaround, backreferences) is refused.
 """
 
 import re
@@ -52,8 +52,8 @@ class _Translator:
 
     def error(self, what: str) -> RequestError:
         return RequestError(
-            f"the regular expression {self.pattern!r:.100} has {what} at position {self.at}; accepted is ECMA-262 without "
-            "lookaround, backreferences, word boundaries and flags"
+            f"the regular expression {self.pattern!r:.100} has {what} at position {self.at}; accepted is ECMA-262 "
+            "without lookaround, backreferences, word boundaries and flags"
         )
 
     def alternatives(self, depth: int) -> str:

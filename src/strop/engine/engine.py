@@ -16,7 +16,7 @@ from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full, scoring_row
-from strop.engine.scheduler import Scheduler, StepPlan
+from strop.engine.scheduler import Scheduler, StepPlan, StepRow
 from strop.engine.step import CompiledModel, copy_block
 from strop.formats.tokenizer import Tokenizer
 from strop.models.cache import cache_groups, num_pool_blocks
@@ -39,13 +39,15 @@ _MAX_FAILURES = 3  # steps that may fail in a row before the engine gives up
 
 @dataclass(slots=True)
 class StepTimes:
-    """Where the last step's time went."""
+    """Where the last step's time went, and on what."""
 
     schedule_s: float = 0.0
     pack_s: float = 0.0
     run_s: float = 0.0
     commit_s: float = 0.0
     num_tokens: int = 0
+    rows: tuple[StepRow, ...] = ()
+    """What it computed; nothing if it failed."""
 
 
 class Engine:
@@ -82,7 +84,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queues a request. RequestError, and no change, when it can never be served as asked.
 
-        Structured output is compiled here, for as long as that takes: see strop.engine.grammar_check for strangers' wishes.
+        Structured output is compiled here, however long that takes: a GrammarChecker tells first whether it can be.
         """
         params = request.params
         self._check_ids("prompt", request.prompt_token_ids)
@@ -104,6 +106,7 @@ class Engine:
             StropError: a step was refused, or several failed in a row. The requests are still there: abort them.
         """
         begin = time.perf_counter()
+        self.last_step.rows = ()
         plan = self.scheduler.schedule()
         if plan is None:
             return []
@@ -128,7 +131,7 @@ class Engine:
         times = self.last_step
         times.schedule_s, times.pack_s = scheduled - begin, packed - scheduled
         times.run_s, times.commit_s = ran - packed, time.perf_counter() - ran
-        times.num_tokens = plan.num_tokens
+        times.num_tokens, times.rows = plan.num_tokens, plan.rows
         return events
 
     def score(self, token_ids: list[int], *, decode_from: int | None = None) -> Iterator[np.ndarray]:

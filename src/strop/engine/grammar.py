@@ -21,7 +21,7 @@ from strop.core.config import MIB
 from strop.core.errors import RequestError
 from strop.core.request import StructuredOutputsParams
 from strop.engine.ecma_regex import rust_regex
-from strop.engine.json_schema import enforceable, parse_schema, subschemas
+from strop.engine.json_schema import Schema, enforceable, inner_pointers, parse_schema
 
 MAX_TEXT_BYTES = MIB // 4
 MAX_CACHED_TEXTS = 64
@@ -74,15 +74,14 @@ class Vocabulary:
 
     def build(self) -> llguidance.LLTokenizer:
         """llguidance's own form, which takes a tenth of a second. Its first mask takes another; that is done here."""
-        built = llguidance.LLTokenizer(_Wrapper(self), eos_token=self.eos_ids or None)
+        built = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Described(self)), eos_token=self.eos_ids or None)
         llguidance.LLMatcher(built, 'start: "a"', log_level=0).compute_bitmask()
         return built
 
 
-class _Wrapper:
-    """The attributes that LLTokenizer looks for."""
+class _Described:
+    """A vocabulary with the attributes that llguidance looks for."""
 
-    is_tokenizer_wrapper = True
     bos_token_id = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -91,8 +90,9 @@ class _Wrapper:
         # None: an id of its own after all others, which no mask here has room for.
         self.eos_token_id = vocabulary.eos_ids[0] if vocabulary.eos_ids else None
 
-    def __call__(self, text: str) -> list[int]:
-        return []  # asked for tokens to force
+    def __call__(self, text: str | bytes) -> list[int]:
+        """The tokens to force for `text`: none."""
+        return []
 
 
 def grammar_text(wanted: StructuredOutputsParams) -> str:
@@ -104,9 +104,15 @@ def grammar_text(wanted: StructuredOutputsParams) -> str:
         return f"{_OPTIONS}start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, dict.fromkeys(wanted.choice)))}"
     if wanted.grammar is not None:
         return _OPTIONS + checked_lark(wanted.grammar)
-    assert wanted.json_object or isinstance(wanted.json, str)
-    schema = {"type": "object"} if wanted.json is None else parse_schema(wanted.json)
-    return f"{_OPTIONS}start: %json {json.dumps(enforceable(schema))}"
+    return _schema_text(enforceable(_document(wanted)))
+
+
+def _document(wanted: StructuredOutputsParams) -> Schema:
+    return parse_schema(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
+
+
+def _schema_text(schema: dict[str, Any]) -> str:
+    return f"{_OPTIONS}start: %json {json.dumps(schema)}"
 
 
 def check_sizes(wanted: StructuredOutputsParams) -> None:
@@ -130,8 +136,8 @@ def checked_lark(grammar: str) -> str:
     while (found := _LARK_TOKEN.search(grammar, at)) is not None:
         if found["option"]:
             raise RequestError(
-                f"structured_outputs.grammar has the option {found['option']!r}, which is not supported: leave it out, and "
-                "end a rule with suffix or lazy"
+                f"structured_outputs.grammar has the option {found['option']!r}, which is not supported: leave it out,"
+                " and end a rule with suffix or lazy"
             )
         pieces.append(grammar[at : found.end()])
         at = found.end()
@@ -152,25 +158,28 @@ def compile_matcher(tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputs
     matcher = Matcher(tokenizer, text)
     if matcher.error is None:
         return matcher
-    if wanted.json is not None and (found := _culprit(tokenizer, parse_schema(wanted.json), matcher.error)):
+    if wanted.json is not None:
+        found = _culprit(tokenizer, _document(wanted), matcher.error)
         raise RequestError(f"the JSON schema cannot be enforced at {found}: {_explained(matcher.error)}")
     name = next(name for name in wanted.__slots__ if getattr(wanted, name) not in (None, False))
     raise RequestError(f"structured_outputs.{name} cannot be enforced: {_explained(matcher.error)}")
 
 
-def _culprit(tokenizer: llguidance.LLTokenizer, document: Any, error: str) -> str:
-    """Pointer of the innermost schema that alone gives the same error, as far as there is time to look."""
+def _culprit(tokenizer: llguidance.LLTokenizer, document: Schema, error: str) -> str:
+    """Pointer of an innermost schema that alone gives the same error, as far as there is time to look."""
     deadline_s = time.monotonic() + _CULPRIT_S
-    for pointer in subschemas(document):
-        if time.monotonic() > deadline_s:
-            break
+
+    def fails_alike(pointer: str) -> bool:
         try:
-            text = f"{_OPTIONS}start: %json {json.dumps(enforceable(document, pointer))}"
+            schema = enforceable(document, pointer)
         except RequestError:
-            continue
-        if Matcher(tokenizer, text).error == error:
-            return pointer
-    return "#"
+            return False
+        return time.monotonic() < deadline_s and Matcher(tokenizer, _schema_text(schema)).error == error
+
+    found = "#"
+    while inner := next(filter(fails_alike, inner_pointers(document, found)), None):
+        found = inner
+    return found
 
 
 _EXPLAINED = (

@@ -1,4 +1,4 @@
-"""Whether structured output can be had, found out in a helper process: a schema or a regular expression can be hostile."""
+"""Whether structured output can be had, found out in a helper process: a schema or a grammar can be hostile."""
 
 import hashlib
 import threading

@@ -1,8 +1,8 @@
 """JSON schemas for structured output: each keyword is enforced, to the letter, or refused by its JSON pointer.
 
 llguidance compiles schemas, but ignores keywords that it does not know, and weakens some combinations of those it does.
-`enforceable` rewrites a schema so that only what it enforces reaches it. Draft 2020-12; `$schema` may name an older one,
-whose keywords mean the same here or are refused.
+`enforceable` rewrites a schema so that only what it enforces reaches it. Draft 2020-12; `$schema` may name a draft from
+6 on, whose keywords mean the same here or are refused.
 """
 
 import re
@@ -19,6 +19,8 @@ from strop.engine.ecma_regex import is_spelled, rust_regex
 
 MAX_DEPTH = 50
 """Of schemas inside schemas; llguidance's own parser allows 128 levels of JSON."""
+MAX_SCHEMAS = 20_000
+"""Each place a $ref leads to counts once, and in oneOf every time."""
 MAX_ITEMS = 10_000
 """minItems and maxItems: each item is a symbol of the grammar."""
 MAX_LENGTH = 1_000_000
@@ -113,20 +115,17 @@ def enforceable(document: Schema, pointer: str = "#") -> dict[str, Any]:
     return {**({} if root is True else root), "$defs": definitions, "x-guidance": {**WHITESPACE, **ESCAPES}}
 
 
-def subschemas(document: Schema, pointer: str = "#") -> Iterator[str]:
-    """Pointers of the schema and of all schemas inside it, each after those inside it."""
-    if isinstance(document, dict):
-        for keyword, value in document.items():
-            at = f"{pointer}/{_escaped(keyword)}"
-            if keyword in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
-                for name, schema in value.items():
-                    yield from subschemas(schema, f"{at}/{_escaped(name)}")
-            elif keyword in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
-                for i, schema in enumerate(value):
-                    yield from subschemas(schema, f"{at}/{i}")
-            elif keyword in ("items", "additionalProperties"):
-                yield from subschemas(value, at)
-    yield pointer
+def inner_pointers(document: Schema, pointer: str) -> Iterator[str]:
+    """Pointers of the schemas directly inside the one at `pointer`."""
+    schema = resolve(document, pointer, pointer)
+    for keyword, value in schema.items() if isinstance(schema, dict) else ():
+        at = f"{pointer}/{_escaped(keyword)}"
+        if keyword in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
+            yield from (f"{at}/{_escaped(name)}" for name in value)
+        elif keyword in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
+            yield from (f"{at}/{i}" for i in range(len(value)))
+        elif keyword in ("items", "additionalProperties"):
+            yield at
 
 
 def resolve(document: Any, pointer: str, at: str) -> Any:
@@ -148,6 +147,7 @@ class _Gate:
 
     def __init__(self, document: Schema) -> None:
         self._document = document
+        self._num_schemas = 0
         self._names: dict[str, str] = {}
         self._pending: list[str] = []
         self._bounds: list[tuple[str, float, str]] = []
@@ -186,8 +186,9 @@ class _Gate:
             return schema
         if not isinstance(schema, dict):
             raise _refusal(at, f"a schema must be a map, true or false, not {_shown(schema)}")
-        if depth > MAX_DEPTH:
-            raise _refusal(at, f"schemas are nested more than {MAX_DEPTH} deep")
+        self._num_schemas += 1
+        if depth > MAX_DEPTH or self._num_schemas > MAX_SCHEMAS:
+            raise _refusal(at, f"there are more than {MAX_SCHEMAS} schemas, or more than {MAX_DEPTH} inside each other")
         enforced: dict[str, Any] = {}
         for keyword, value in schema.items():
             here = f"{at}/{_escaped(keyword)}"
@@ -242,7 +243,8 @@ class _Gate:
         """llguidance tells whether schemas exclude each other, but does not look behind a $ref."""
         schemas = self._list(value, at, depth)
         for i, schema in enumerate(value):
-            if isinstance(schema, dict) and "$ref" in schema and schemas[i].keys() == {"$ref"}:
+            alone = schemas[i]
+            if isinstance(schema, dict) and isinstance(alone, dict) and alone.keys() == {"$ref"}:
                 pointer = self._pointer(schema["$ref"], f"{at}/{i}/$ref")
                 schemas[i] = self.schema(resolve(self._document, pointer, at), pointer, depth)
         return {"oneOf": schemas}
@@ -355,8 +357,8 @@ def _check_together(schema: dict[str, Any], at: str) -> None:
     if least > len(set(required)) + 1:
         raise _refusal(
             f"{at}/minProperties",
-            f"minProperties={least} with {len(set(required))} required names is not supported, since a name could come twice:"
-            " require more names",
+            f"minProperties={least} with {len(set(required))} required names is not supported, since a name could come"
+            " twice: require more names",
         )
 
 

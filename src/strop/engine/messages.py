@@ -64,6 +64,8 @@ class EngineStats(msgspec.Struct, array_like=True):
     num_prefix_hit_tokens: int = 0
     num_step_tokens: int = 0
     step_s: float = 0.0
+    limit_s: float = 0.0
+    """The least that the step could have taken on this machine; 0 where that is not known."""
 
 
 class Loaded(msgspec.Struct, tag=True, array_like=True):

@@ -40,6 +40,7 @@ from strop.ops import native
 if TYPE_CHECKING:
     from strop.engine.embedder import Embedder
     from strop.engine.engine import Engine
+    from strop.engine.limit import StepLimit
 
 log = logging.getLogger(__name__)
 
@@ -80,15 +81,18 @@ class EngineServer:
         """time.monotonic() of the present step; None between steps. Read by the pulse's thread."""
         self._commands = commands
         self._messages = messages
+        self._limit: StepLimit | None = None
 
     def run(self, model: str, config: EngineConfig, runner: Runner) -> None:
         """Loads, then serves for ever; returns only if the model cannot be loaded."""
         from strop.engine.embedder import Embedder
         from strop.engine.engine import Engine
+        from strop.engine.limit import step_limit
 
         try:
             loaded, config = load_model(model, config, runner=runner)
             engine = Engine(loaded, config) if loaded.pooling is None else Embedder(loaded, config)
+            self._limit = step_limit(engine) if isinstance(engine, Engine) else None
         except Exception as error:
             if not isinstance(error, StropError):
                 log.exception("loading failed")
@@ -136,7 +140,13 @@ class EngineServer:
             events = []
         finally:
             self.step_began_s = None
-        self._send(Stepped(events, _stats(engine, time.monotonic() - began_s)))
+        self._send(Stepped(events, self._step_stats(engine, time.monotonic() - began_s)))
+
+    def _step_stats(self, engine: "Engine", step_s: float) -> EngineStats:
+        stats = _stats(engine, step_s)
+        if self._limit is not None and engine.last_step.rows:
+            stats.limit_s = self._limit.seconds(engine.last_step.rows)
+        return stats
 
     def _pool(self, embedder: "Embedder") -> None:
         while True:

@@ -55,8 +55,7 @@ class SampleRow:
         finish_token_ids: Collection[int],
         matcher: "Matcher | None" = None,
     ) -> None:
-        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids. matcher: it goes with this row, and has
-        seen no token yet."""
+        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids. matcher: a new one, kept here."""
         self.params = params
         self.token_ids = token_ids
         self.prompt_len = prompt_len

@@ -158,10 +158,10 @@ class Scheduler:
         self._check_spans(request, atomic_spans)
         params = request.params
         request_seed = secrets.randbits(64) if params.seed is None else params.seed
-        finish_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            finish_token_ids |= self._eos_token_ids
         choices = self._requests[request.request_id] = Choices(request, grammar=grammar)
+        finish_token_ids = frozenset(params.stop_token_ids)
+        if choices.heeds_eos:
+            finish_token_ids |= self._eos_token_ids
         for index in range(params.n):
             seq = Sequence(
                 seq_id=next(self._seq_ids),
@@ -470,7 +470,7 @@ class Scheduler:
             num_generated = len(seq.token_ids) - seq.prompt_len
             if token_id in seq.finish_token_ids and num_generated > params.min_tokens:
                 finish_reason = "stop"
-                stop_reason = None if token_id in self._eos_token_ids and not params.ignore_eos else token_id
+                stop_reason = None if token_id in self._eos_token_ids and seq.choices.heeds_eos else token_id
                 break
             if num_generated >= seq.max_tokens:
                 finish_reason = "length"

@@ -33,7 +33,7 @@ class Sequence:
     max_tokens: int
     """Tokens to generate at most: the request's wish, or what the context leaves."""
     finish_token_ids: frozenset[int]
-    """End-of-sequence (unless ignored) and stop token ids."""
+    """End-of-sequence (if heeded) and stop token ids."""
     token_ids: list[int]
     """Prompt, then generated tokens."""
     prompt_len: int
@@ -101,6 +101,11 @@ class Choices:
     """What each answer must match."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when the first choice was admitted; None before that."""
+
+    @property
+    def heeds_eos(self) -> bool:
+        """Whether the end of sequence ends an answer. After a grammar's nothing may follow, even if it is ignored."""
+        return self.grammar is not None or not self.request.params.ignore_eos
 
 
 def choice_seed(request_seed: int, index: int) -> int:

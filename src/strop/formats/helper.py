@@ -55,8 +55,8 @@ class Helper:
             status = self._process.poll()
             self.stop()
             raise CapacityError(
-                f"the helper process {self._module} did not start (exit status {status}); {sys.executable} must be able "
-                "to run it within its memory limit"
+                f"the helper process {self._module} did not start (exit status {status}); {sys.executable} must be "
+                "able to run it within its memory limit"
             ) from None
         self._ready = True
 

@@ -13,15 +13,17 @@ from starlette.types import ASGIApp
 
 from strop import __version__
 from strop.core.errors import EngineDownError
+from strop.serve import page
 from strop.serve.answer import Answer
 from strop.serve.gate import Gate, read_body
 from strop.serve.keys import KeyFile
 from strop.serve.openai import chat, completions, embeddings, models, openapi, responses, tokenize
 from strop.serve.openai.exchange import Exchange, Served
 from strop.serve.service import Service
+from strop.serve.status import status_body
 
-OPEN_PATHS = ("/livez", "/readyz")
-"""What needs no key: those who probe have none."""
+OPEN_PATHS = ("/livez", "/readyz", *page.PATHS)
+"""What needs no key: those who probe have none, and the page asks for one."""
 
 
 class Parse(Protocol):
@@ -50,8 +52,10 @@ def make_app(service: Service, keys: KeyFile | None) -> ASGIApp:
             Route("/detokenize", routes.detokenize, methods=["POST"]),
             Route("/openapi.json", routes.openapi, methods=["GET"]),
             Route("/metrics", routes.metrics, methods=["GET"]),
+            Route("/status", routes.status, methods=["GET"]),
             Route("/livez", routes.livez, methods=["GET"]),
             Route("/readyz", routes.readyz, methods=["GET"]),
+            *page.routes(),
         ],
         redirect_slashes=False,
     )
@@ -109,6 +113,10 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self._service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def status(self, request: Request) -> Response:
+        """For the page: the model's card and live figures."""
+        return _json(status_body(self._service))
 
     async def livez(self, request: Request) -> Response:
         """Whether this process hears requests: if not, it should be started again."""

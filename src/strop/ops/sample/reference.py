@@ -1,8 +1,8 @@
 """The definition of sampling, in plain `jnp`: float32 throughout, any platform, under `jit`.
 
-Order: raw logits; repetition penalty; presence and frequency penalties; bias; only allowed tokens; then the largest logit if the
-temperature is 0, else division by the temperature, top-k, top-p over what top-k kept, min-p, and one Gumbel-max draw
-(Gumbel 1954; argmax of log p + g is distributed as p). Ties always go to the lower token id.
+Order: raw logits; repetition penalty; presence and frequency penalties; bias; only allowed tokens; then the largest
+logit if the temperature is 0, else division by the temperature, top-k, top-p over what top-k kept, min-p, and one
+Gumbel-max draw (Gumbel 1954; argmax of log p + g is distributed as p). Ties always go to the lower token id.
 
 Numbers come from a counter, not from a state: the draw for a token is a function of (seed, position, token) alone, so
 that a row's answer does not depend on who shares the step.

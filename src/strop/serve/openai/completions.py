@@ -85,7 +85,7 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
     if request.echo:
         params = replace(params, prompt_logprobs=request.logprobs)
     prompts = texts_of(request.prompt, "prompt", served.caps.prompts)
-    _check_choices(len(prompts) * params.n, served.caps)
+    _check_choices(len(prompts), params.n, served.caps)
     asked = tuple(Asked(prompt, {}, params) for prompt in prompts)
     return CompletionExchange(request, asked, served, f"cmpl-{request_id}", created_s)
 
@@ -105,10 +105,11 @@ def texts_of(given: str | list[Any], param: str, limit: int) -> "list[str | tupl
     return [item if isinstance(item, str) else tuple(item) for item in given]
 
 
-def _check_choices(count: int, caps: Caps) -> None:
-    if count > caps.choices:
+def _check_choices(num_prompts: int, n: int, caps: Caps) -> None:
+    if num_prompts * n > caps.choices:
         raise ApiError(
-            f"n answers to each prompt are {count}: this server's limit is {caps.choices} of one request",
+            f"n={n} answers to {num_prompts} prompts are {num_prompts * n}: this server's limit is {caps.choices};"
+            " send several requests",
             param="n",
         )
 

@@ -260,7 +260,7 @@ def _explain(message: str, body: bytes, kind: type[Struct]) -> ApiError:
     problem = problem[:1].lower() + problem[1:]
     if isinstance(value, str) and problem.startswith("invalid"):
         if value in _REFUSED_VALUES:
-            return ApiError(f"{path}={shown(value)} is not supported: {_REFUSED_VALUES[value]}", param=path)
+            return _refused_value(path, value)
         problem = f"expected {_listed(fields.accepted.get(general, ()))}"
     where = f"{'a key of ' if found and found['key'] else ''}{path or 'the body'}"
     is_told = value is _NOTHING or value is None or isinstance(value, dict | list)
@@ -268,8 +268,15 @@ def _explain(message: str, body: bytes, kind: type[Struct]) -> ApiError:
     return ApiError(f"{where}: {problem}{got}", param=path or None)
 
 
+def _refused_value(path: str, value: str) -> ApiError:
+    return ApiError(f"{path}={shown(value)} is not supported: {_REFUSED_VALUES[value]}", param=path)
+
+
 def _unknown(value: dict[str, Json], path: str, general: str, fields: Fields) -> ApiError:
     prefix = f"{general}." if general else ""
+    kind = value.get("type")
+    if isinstance(kind, str) and kind in _REFUSED_VALUES and kind not in fields.accepted.get(f"{prefix}type", (kind,)):
+        return _refused_value(f"{path}.type", kind)  # that has fields which nothing here has
     known = {name.removeprefix(prefix) for name in fields.rules if name.startswith(prefix)}
     names = [name for name in value if name not in known] or list(value)
     guesses = [guess for name in names[:10] for guess in difflib.get_close_matches(name[:80], known, 1)]

@@ -25,7 +25,8 @@ class RefusalPart(Struct, tag="refusal", tag_field="type", forbid_unknown_fields
     refusal: str
 
 
-Text = str | list[TextPart]
+Part = TextPart | RefusalPart
+Text = str | list[Part]
 
 
 class CalledFunction(Struct, forbid_unknown_fields=True):
@@ -69,7 +70,7 @@ class UserMessage(Struct, tag="user", tag_field="role", forbid_unknown_fields=Tr
 class AssistantMessage(Struct, tag="assistant", tag_field="role", forbid_unknown_fields=True):
     """An earlier answer."""
 
-    content: str | list[TextPart | RefusalPart] | None = None
+    content: Text | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     refusal: Annotated[str | None, honoured("the content, where there is none")] = None
@@ -97,7 +98,7 @@ def template_messages(messages: Sequence[Message], chat_template: str) -> list[d
     return [_template_message(message, chat_template) for message in messages]
 
 
-def text_of(content: str | Sequence[TextPart | RefusalPart]) -> str:
+def text_of(content: str | Sequence[Part]) -> str:
     """The text of a content; parts become lines."""
     if isinstance(content, str):
         return content

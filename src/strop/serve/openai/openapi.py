@@ -16,6 +16,7 @@ from strop.serve.openai.fields import Caps, fields_of
 from strop.serve.openai.models import ModelCard, ModelList
 from strop.serve.openai.response_items import MessageItem
 from strop.serve.openai.responses import ResponseObject, ResponsesRequest
+from strop.serve.openai.sampling import StructuredOutputs
 from strop.serve.openai.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 
 _COMPONENTS = "#/components/schemas/"
@@ -53,10 +54,19 @@ def openapi_document(served: Served, version: str, more_paths: Mapping[str, Any]
     for endpoint in ENDPOINTS:
         schema = schemas[endpoint.request.__name__]
         _apply_caps(schema["properties"], endpoint.request, served.caps)
-        _narrow(schema["properties"]["model"], {"enum": list(served.names)})
+        _narrow(schema["properties"]["model"], "string", {"enum": list(served.names)})
     schemas[MessageItem.__name__]["required"].remove("type")
+    for branch in _branches(schemas[ResponsesRequest.__name__]["properties"]["input"]):
+        branch.get("items", {}).pop("discriminator", None)
+    _exactly_one(schemas[TokenizeRequest.__name__], ["prompt", "messages"])
+    _exactly_one(schemas[StructuredOutputs.__name__], list(schemas[StructuredOutputs.__name__]["properties"]))
     _say_alike(schemas[CompletionRequest.__name__]["properties"]["prompt"], served.caps.prompts)
     _say_alike(schemas[EmbeddingsRequest.__name__]["properties"]["input"], served.caps.inputs)
+    if served.embedding_len is not None:
+        limit = "maximum" if served.embeddings_may_be_cut else "const"
+        _narrow(
+            schemas[EmbeddingsRequest.__name__]["properties"]["dimensions"], "integer", {limit: served.embedding_len}
+        )
     *pairs, model_list, model_card, error = references
     paths: dict[str, Any] = {
         endpoint.path: {"post": _operation(endpoint, pairs[2 * i], pairs[2 * i + 1])}
@@ -105,21 +115,15 @@ def _apply_caps(properties: Schema, kind: type[Struct], caps: Caps) -> None:
     limits = asdict(caps)
     for name, rule in fields_of(kind).rules.items():
         if name in properties and rule.cap is not None and not rule.cap.endswith("_bytes"):
-            _narrow(properties[name], limits[rule.cap])
+            for type_name, keyword in (("integer", "maximum"), ("array", "maxItems"), ("object", "maxProperties")):
+                _narrow(properties[name], type_name, {keyword: limits[rule.cap]})
 
 
-_LIMITS = {"integer": "maximum", "array": "maxItems", "object": "maxProperties"}
-
-
-def _narrow(schema: Schema, to: int | Schema) -> None:
-    """Put a limit, or keywords for texts, on the alternatives of `schema` that they are meant for."""
+def _narrow(schema: Schema, kind: str, keywords: Schema) -> None:
+    """Put `keywords` on those alternatives of `schema` that are of type `kind`."""
     for branch in _branches(schema):
-        kind = branch.get("type")
-        if isinstance(to, dict):
-            if kind == "string":
-                branch |= to
-        elif kind in _LIMITS:
-            branch[_LIMITS[kind]] = to
+        if branch.get("type") == kind:
+            branch |= keywords
 
 
 def _branches(schema: Schema) -> Iterator[Schema]:
@@ -128,6 +132,11 @@ def _branches(schema: Schema) -> Iterator[Schema]:
         yield schema
     for branch in schema.get("anyOf", ()):
         yield from _branches(branch)
+
+
+def _exactly_one(schema: Schema, names: list[str]) -> None:
+    """One of these properties is given."""
+    schema["oneOf"] = [{"required": [name], "properties": {name: {"not": {"enum": [None, False]}}}} for name in names]
 
 
 def _say_alike(schema: Schema, limit: int) -> None:

@@ -64,7 +64,7 @@ class FunctionCallOutputItem(Struct, tag="function_call_output", tag_field="type
     """What a call gave."""
 
     call_id: str
-    output: str | list[InputText]
+    output: str | list[InputText | OutputTextInput]
     id: Annotated[str | None, ignored("")] = None
     status: Annotated[ItemStatus | None, ignored("")] = None
     name: Annotated[str | None, ignored("")] = None

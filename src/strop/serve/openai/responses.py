@@ -76,9 +76,10 @@ class Reasoning(Struct, forbid_unknown_fields=True):
     generate_summary: Annotated[None, refused("reasoning is not summarised")] = None
 
 
-class FlatTool(Struct, tag="function", tag_field="type", forbid_unknown_fields=True):
+class FlatTool(Struct, forbid_unknown_fields=True):
     """A function that the client can run."""
 
+    type: Literal["function"]
     name: ToolName
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, honoured("JSON schema of its arguments", cap="schema_bytes")] = None

@@ -37,7 +37,7 @@ class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """The shape of an answer; exactly one of these."""
 
     json: Annotated[
-        dict[str, Any] | str | bool | None, honoured("a JSON schema, as a value or as JSON text", cap="schema_bytes")
+        dict[str, Any] | str | None, honoured("a JSON schema, as a value or as JSON text", cap="schema_bytes")
     ] = None
     json_object: Annotated[bool | None, honoured("any JSON object")] = None
     regex: Annotated[str | None, honoured("", cap="schema_bytes")] = None

@@ -24,9 +24,10 @@ class FunctionSpec(Struct, forbid_unknown_fields=True):
     strict: Annotated[bool | None, honoured("calls that are forced follow the schema in any case")] = None
 
 
-class ChatTool(Struct, tag="function", tag_field="type", forbid_unknown_fields=True):
+class ChatTool(Struct, forbid_unknown_fields=True):
     """A function, as chat requests give it."""
 
+    type: Literal["function"]
     function: FunctionSpec
 
 
