@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from server_process import ServerProcess, Start
 from tiny_encoder import sentence_transformer, tiny_encoder
 
@@ -89,6 +90,25 @@ def encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder_url(start_server: Start, encoder_path: Path) -> Iterator[str]:
     """An encoder, called "encoder"."""
     yield from _url("encoder_url", lambda: start_server(encoder_path, "--name", "encoder", "--runner", "pooling"))
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def embedder(encoder_url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{encoder_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def busy(keyed_url: str, keys: dict[str, str]) -> Iterator[OpenAI]:
+    """Of a server on which two sequences may run and one request may wait."""
+    with OpenAI(base_url=f"{keyed_url}/v1", api_key=keys["ada"], max_retries=0) as client:
+        yield client
 
 
 def _url(fixture: str, start: Callable[[], ServerProcess]) -> Iterator[str]:

@@ -94,6 +94,51 @@ test("text completions", async () => {
   assert.deepEqual(texts, whole.choices.map((choice) => choice.text));
 });
 
+const parameters = {
+  type: "object",
+  properties: { city: { type: "string", enum: ["Paris", "Rome"] } },
+  required: ["city"],
+  additionalProperties: false,
+};
+const asks = { model, messages: user("What is the weather in Paris?"), temperature: 0, max_completion_tokens: 200 };
+
+test("tools, whole and streamed", async () => {
+  const tools = [{ type: "function", function: { name: "get_weather", parameters } }];
+  const settings = { ...asks, tools, tool_choice: "required", parallel_tool_calls: false };
+  const [choice] = (await client.chat.completions.create(settings)).choices;
+  assert.equal(choice.finish_reason, "tool_calls");
+  const [call] = choice.message.tool_calls;
+  assert.deepEqual(Object.keys(JSON.parse(call.function.arguments)), ["city"]);
+  const final = await client.chat.completions.stream(settings).finalChatCompletion();
+  assert.deepEqual(final.choices[0].message.tool_calls[0].function.arguments, call.function.arguments);
+  assert.equal(final.choices[0].finish_reason, "tool_calls");
+  const flat = [{ type: "function", name: "get_weather", parameters, strict: true }];
+  const response = { model, input: "What is the weather in Paris?", temperature: 0, tools: flat, tool_choice: "required" };
+  const whole = await client.responses.create({ ...response, parallel_tool_calls: false });
+  assert.equal(whole.output[0].type, "function_call");
+  const streamed = await client.responses.stream({ ...response, parallel_tool_calls: false }).finalResponse();
+  assert.equal(streamed.output[0].arguments, whole.output[0].arguments);
+});
+
+test("runTools calls a function and goes on", async () => {
+  const called = [];
+  const get_weather = ({ city }) => called.push(city) && "Rain, 9 degrees.";
+  const tools = [{ type: "function", function: { name: "get_weather", parameters, function: get_weather, parse: JSON.parse } }];
+  const runner = client.chat.completions.runTools({ ...asks, tools, tool_choice: "required", parallel_tool_calls: false }, { maxChatCompletions: 1 });
+  await runner.done();
+  assert.equal(called.length, 1);
+  assert.ok(runner.messages.some((message) => message.role === "tool" && message.content.startsWith("Rain")));
+});
+
+test("structured output is parsed", async () => {
+  const response_format = { type: "json_schema", json_schema: { name: "weather", strict: true, schema: parameters } };
+  const reply = await client.chat.completions.parse({ ...asks, response_format });
+  assert.deepEqual(Object.keys(JSON.parse(reply.choices[0].message.content)), ["city"]);
+  const format = { type: "json_schema", name: "weather", strict: true, schema: parameters };
+  const response = await client.responses.parse({ model, input: "Paris", temperature: 0, text: { format } });
+  assert.deepEqual(Object.keys(JSON.parse(response.output_text)), ["city"]);
+});
+
 test("embeddings", async () => {
   const embedder = connect(servers.encoder_url);
   const settings = { model: "encoder", input: ["a sharp knife", "ab cd"] };

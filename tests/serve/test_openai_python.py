@@ -4,7 +4,6 @@ import asyncio
 import math
 import struct
 from base64 import b64decode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,25 +16,6 @@ MODEL = "smollm2"
 QUESTION: Any = [{"role": "user", "content": "Name three colours of the rainbow."}]
 SHORT: Any = [{"role": "user", "content": "hi"}]  # its answer ends by itself: the stream helper raises on "length"
 GREEDY: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_completion_tokens": 24}
-
-
-@pytest.fixture
-def client(server_url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def embedder(encoder_url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{encoder_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def busy(keyed_url: str, keys: dict[str, str]) -> Iterator[OpenAI]:
-    """Of a server on which two sequences may run and one request may wait."""
-    with OpenAI(base_url=f"{keyed_url}/v1", api_key=keys["ada"], max_retries=0) as client:
-        yield client
 
 
 def test_chat(client: OpenAI) -> None:

@@ -39,8 +39,8 @@ def test_python_client_2(servers: str, environment: dict[str, str]) -> None:
     more = {"PYTHONPATH": path, "STROP_TEST_SERVERS": servers}
     version = run([sys.executable, "-c", "import openai; print(openai.__version__)"], environment | more)
     assert version.startswith("2.")
-    tests = Path(__file__).with_name("test_openai_python.py")
-    out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests], environment | more)
+    tests = [Path(__file__).with_name(f"test_openai_{name}.py") for name in ("python", "tools")]
+    out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], environment | more)
     assert " passed" in out and "skipped" not in out
 
 
