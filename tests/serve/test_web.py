@@ -199,7 +199,7 @@ def test_keys_are_enough(page: Page) -> None:
     assert focused(page) == "prompt"
     page.press("Escape")
     page.wait_for("document.querySelector('.note').innerText === 'stopped'")
-    assert page.evaluate("document.getElementById('announcer').innerText") == "Answer complete: stopped"
+    assert page.evaluate("document.getElementById('announcer').innerText") == "Answer: stopped"
     page.press("Tab", shift=True)
     assert focused(page) == "Again"
     page.press("Enter")
