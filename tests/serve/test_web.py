@@ -155,6 +155,20 @@ def test_the_conversation_goes_on_and_can_be_changed(page: Page, server_url: str
     assert page.complaints == []
 
 
+def test_a_reload_in_the_middle_of_an_answer_keeps_what_was_there(page: Page, server_url: str) -> None:
+    set_parameters(page, temperature=0, max_completion_tokens=1900)
+    send(page, "Count from one to ten thousand, and leave nothing out.")
+    page.wait_for("document.querySelector('.answer .text').innerText.length > 20")
+    page.call("Page.reload")
+    page.wait_for(f"document.readyState === 'complete' && !document.querySelector('[aria-busy]') && {READY}")
+    wait_until_idle(server_url)
+    assert page.evaluate("document.querySelector('.note').innerText") == "stopped"
+    assert len(page.evaluate("document.querySelector('.answer .text').innerText")) > 20
+    assert (
+        page.evaluate("[...document.querySelectorAll('.bar button')].map((button) => button.innerText)")[-1] == "Again"
+    )
+
+
 def test_stop_stops_the_engine(page: Page, server_url: str) -> None:
     cancelled = metric(server_url, "strop:requests_cancelled_total")
     set_parameters(page, temperature=0, max_completion_tokens=1900)

@@ -14,6 +14,7 @@ export class Chat {
     this.model = "";
     this.abort = null;
     this.turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]");
+    for (const turn of this.turns) if (turn.role === "assistant" && !turn.error) turn.note ??= "stopped"; // by a reload
     this.views = this.turns.map((turn) => this.show(turn));
     this.refresh();
     this.scroll.scrollTop = this.scroll.scrollHeight;
