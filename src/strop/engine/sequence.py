@@ -95,7 +95,7 @@ class Choices:
 
     @property
     def heeds_eos(self) -> bool:
-        """Whether the end of sequence ends an answer. In a grammar nothing may follow it, even if it is to be ignored."""
+        """Whether the end of sequence ends an answer: in a grammar nothing may follow it, ignored or not."""
         return self.grammar is not None or not self.request.params.ignore_eos
 
 
