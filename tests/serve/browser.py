@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Escape": ("", 27)}
 
 

@@ -83,7 +83,7 @@ export class Chat {
     if (!this.turns.includes(turn)) return this.onChange(); // cleared meanwhile
     view.draw();
     view.element.removeAttribute("aria-busy");
-    this.say(turn.error ?? `Answer complete: ${turn.note}`);
+    this.say(`Answer: ${turn.error ?? turn.note}`);
     this.keep();
     this.refresh();
     this.onChange();
