@@ -26,5 +26,7 @@ def test_nothing_comes_from_elsewhere() -> None:
 
 def test_no_text_becomes_markup() -> None:
     for name, text in TEXTS.items():
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            name
+        )
     assert not re.search(r"\son\w+=|\sstyle=|<style|<script(?! type=\"module\" src=)", TEXTS["index.html"])

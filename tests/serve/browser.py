@@ -120,7 +120,9 @@ class Page:
         """The first true value of some JavaScript."""
         end_s = time.monotonic() + timeout_s
         while not (value := self.evaluate(expression)):
-            assert time.monotonic() < end_s, f"in vain: {expression}; the page says {self.evaluate('document.body.innerText')}"
+            assert time.monotonic() < end_s, (
+                f"in vain: {expression}; the page says {self.evaluate('document.body.innerText')}"
+            )
             time.sleep(0.02)
         return value
 
@@ -161,5 +163,3 @@ class Page:
     def close(self) -> None:
         """Ends it."""
         self._browser.call("Target.closeTarget", targetId=self._target)
-
-

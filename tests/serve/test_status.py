@@ -8,7 +8,12 @@ from server_process import metric, wait_until_idle
 from strop import __version__
 from strop.ops import native
 
-BODY = {"model": "smollm2", "messages": [{"role": "user", "content": "Count to a hundred."}], "max_tokens": 60, "seed": 1}
+BODY = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "Count to a hundred."}],
+    "max_tokens": 60,
+    "seed": 1,
+}
 
 
 def test_the_card_is_the_models(server_url: str) -> None:

@@ -71,7 +71,9 @@ def answered(page: Page, number: int = 1) -> str:
 
 
 def focused(page: Page) -> str:
-    name: str = page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.innerText")
+    name: str = page.evaluate(
+        "document.activeElement.id || document.activeElement.name || document.activeElement.innerText"
+    )
     return name
 
 
@@ -264,7 +266,22 @@ def test_text_stays_text(page: Page) -> None:
         f"showMarkdown(element, {json.dumps(hostile)}); document.body.append(element);"
         "return [element.textContent, [...new Set([...element.querySelectorAll('*')].map((e) => e.localName))].sort()]; })"
     )
-    assert shown[1] == ["code", "div", "h3", "li", "p", "pre", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"]
+    assert shown[1] == [
+        "code",
+        "div",
+        "h3",
+        "li",
+        "p",
+        "pre",
+        "strong",
+        "table",
+        "tbody",
+        "td",
+        "th",
+        "thead",
+        "tr",
+        "ul",
+    ]
     for part in ("<img src=x onerror=alert(1)>", "bold <b>x</b>", "a<b>", "![i](https://x.test/i.png)"):
         assert part in shown[0]
     for part in ("<script>alert(2)</script>", "<i>two</i>", "<u>three</u>", "<s>b</s>"):
@@ -315,7 +332,9 @@ def test_it_can_be_read_in_either_light_and_at_any_width(
     for width, height in ((1440, 900), (800, 600), (390, 844), (320, 568)):
         page.resize(width, height)
         page.screenshot(tmp_path / f"{scheme}-{width}.png")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight")
+        assert page.evaluate(
+            "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
+        )
         if width < 900:
             assert page.evaluate("!document.getElementById('plots').checkVisibility()")
             page.evaluate("document.getElementById('toggle').click()")
