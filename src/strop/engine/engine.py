@@ -228,7 +228,7 @@ class Engine:
     def _grammars(self) -> "Grammars":
         from strop.engine.grammar import Grammars
 
-        return Grammars(self.tokenizer, self.spec.vocab_size)
+        return Grammars(self.tokenizer, self.spec.vocab_size, self.config.num_threads)
 
     def _allowed(self, rows: list[SampleRow], num_rows: int) -> np.ndarray:
         """`SampleInputs.allowed` for so many rows, padding included."""

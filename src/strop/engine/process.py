@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +18,7 @@ import zmq
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
+from strop.core.request import EmbeddingRequestOutput
 from strop.engine.loading import Runner, load_model
 from strop.engine.messages import (
     HEARTBEAT_S,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from strop.engine.limit import StepLimit
 
 log = logging.getLogger(__name__)
+
+_TURN_S = 0.05
 
 
 class Orders(msgspec.Struct):
@@ -149,27 +153,55 @@ class EngineServer:
         return stats
 
     def _pool(self, embedder: "Embedder") -> None:
+        jobs: dict[str, _Vectors] = {}
         while True:
-            command = decode_command(self._commands.recv())
-            if isinstance(command, Abort):
-                continue
-            if isinstance(command, Add):
-                error = RequestError("this engine was loaded to make vectors, not to write")
-                self._send(failed(error, command.request.request_id))
-                continue
-            self.step_began_s = time.monotonic()
+            while not jobs or self._commands.poll(0):
+                self._obey_pooling(embedder, jobs, decode_command(self._commands.recv()))
+            request_id, job = next(iter(jobs.items()))
+            del jobs[request_id]  # to the end of the line, unless it is done
+            self.step_began_s = began_s = time.monotonic()
             try:
-                outputs = list(embedder.embed(command.texts, truncate=False))
-                self._send(Embedded(command.request_id, outputs))
+                if job.work():
+                    self._send(Embedded(request_id, job.outputs))
+                else:
+                    jobs[request_id] = job
             except Exception as error:
                 if not isinstance(error, StropError):
                     log.exception("a request failed")
-                self._send(failed(error, command.request_id))
+                self._send(failed(error, request_id))
             finally:
                 self.step_began_s = None
+            self._send(Stepped([], EngineStats(len(jobs), step_s=time.monotonic() - began_s)))
+
+    def _obey_pooling(self, embedder: "Embedder", jobs: "dict[str, _Vectors]", command: Command) -> None:
+        match command:
+            case Embed(request_id, texts):
+                jobs[request_id] = _Vectors(embedder.embed(texts, truncate=False))
+            case Abort(request_id):
+                jobs.pop(request_id, None)
+            case Add(request):
+                error = RequestError("this engine was loaded to make vectors, not to write")
+                self._send(failed(error, request.request_id))
 
     def _send(self, message: Message) -> None:
         self._messages.send(encode(message))
+
+
+class _Vectors:
+    """A request for vectors, made a few at a time: a long one delays a short one little, and can be dropped."""
+
+    def __init__(self, coming: Iterator[EmbeddingRequestOutput]) -> None:
+        self.outputs: list[EmbeddingRequestOutput] = []
+        self._coming = coming
+
+    def work(self) -> bool:
+        """Goes on for a moment. Whether it is done."""
+        end_s = time.monotonic() + _TURN_S
+        for output in self._coming:
+            self.outputs.append(output)
+            if time.monotonic() > end_s:
+                return False
+        return True
 
 
 def _facts(engine: "Engine | Embedder") -> ModelFacts:

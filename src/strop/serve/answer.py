@@ -1,24 +1,21 @@
-"""One HTTP request that makes the model write, from its first byte to its last, or to its client's leaving."""
+"""The reply to a request that makes the model write."""
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
-from strop.core.errors import EngineDownError, StropError
+from strop.core.errors import StropError
 from strop.core.request import Request, TokenEvent
 from strop.engine.text import StreamDetokenizer, must_abort
 from strop.serve.engine_client import Stream
-from strop.serve.gate import json_headers, send_error
-from strop.serve.openai.errors import ApiError, as_api_error
+from strop.serve.gate import json_headers
+from strop.serve.openai.errors import as_api_error
 from strop.serve.openai.exchange import Exchange
+from strop.serve.reply import Reply
 from strop.serve.service import Service
-
-log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 _HEADERS_AFTER_S = 2.0  # without a token: until then a refusal can still have a status of its own
@@ -26,47 +23,17 @@ _KEEP_ALIVE_S = 10.0
 _numbers = itertools.count()
 
 
-class Answer:
-    """The response, as an ASGI application. However it ends, the engine keeps nothing of it."""
+class Answer(Reply):
+    """Text that the model writes, whole or streamed. However it ends, the engine keeps nothing of it."""
 
     def __init__(self, exchange: Exchange, service: Service, request_id: str, salt: bytes) -> None:
+        super().__init__(service, request_id)
         self._exchange = exchange
-        self._service = service
-        self._request_id = request_id
         self._salt = salt
-        self._began_s = time.monotonic()
-        self._stage = "queued"
         self._last_token_s: dict[tuple[int, int], float] = {}
-        self._num_prompt_tokens = self._num_tokens = 0
         self._has_headers = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, unless the client leaves first."""
-        task = asyncio.current_task()
-        assert task is not None
-        leaving = asyncio.create_task(self._until_left(receive, task))
-        try:
-            async with asyncio.timeout(self._service.config.request_timeout_s):
-                await self._answer(send)
-        except asyncio.CancelledError:
-            if leaving.done():
-                task.uncancel()
-                self._service.metrics.cancelled(self._stage)
-                log.info("client left", extra=self._facts())
-                return
-            await self._fail(send, EngineDownError("the server is closing; send the request again"))
-            raise
-        except TimeoutError:
-            limit_s = self._service.config.request_timeout_s
-            await self._fail(send, ApiError(f"the answer took longer than {limit_s:.0f} s", status=504, code="timeout"))
-        except Exception as error:
-            if not isinstance(error, StropError):
-                log.exception("a request failed", extra=self._facts())
-            await self._fail(send, error)
-        finally:
-            leaving.cancel()
-
-    async def _answer(self, send: Send) -> None:
+    async def _write(self, send: Send) -> None:
         service, exchange = self._service, self._exchange
         ticket = service.admission.enter()
         stream: Stream | None = None
@@ -111,8 +78,7 @@ class Answer:
             body = frames + exchange.end()
             self._stage = "done"  # a client that leaves from here on has got everything
             await self._send(send, body, more=False)
-            service.metrics.answered(time.monotonic() - self._began_s, self._num_prompt_tokens, self._num_tokens)
-            log.info("answered", extra=self._facts())
+            self._done()
         finally:
             ticket.leave()
             if stream is not None:
@@ -154,27 +120,9 @@ class Answer:
         await send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _fail(self, send: Send, error: Exception) -> None:
-        """The error in its place: a status, or a last frame of a stream that has begun."""
-        log.info("failed: %s", error, extra=self._facts())
-        if self._has_headers:
-            await send(
-                {"type": "http.response.body", "body": self._exchange.fail(as_api_error(error)), "more_body": False}
-            )
-        else:
-            await send_error(send, error)
-
-    async def _until_left(self, receive: Receive, task: "asyncio.Task[Any]") -> None:
-        """Cancels the task when the client goes away before its end."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if self._stage != "done":
-            task.cancel()
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "request_id": self._request_id,
-            "stage": self._stage,
-            "prompt_tokens": self._num_prompt_tokens,
-            "completion_tokens": self._num_tokens,
-            "duration_s": round(time.monotonic() - self._began_s, 4),
-        }
+        """A status, or a last frame of a stream that has begun."""
+        if not self._has_headers:
+            await super()._fail(send, error)
+            return
+        frames = self._exchange.fail(as_api_error(error))
+        await send({"type": "http.response.body", "body": frames, "more_body": False})

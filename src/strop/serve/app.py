@@ -19,6 +19,7 @@ from strop.serve.gate import Gate, read_body
 from strop.serve.keys import KeyFile
 from strop.serve.openai import chat, completions, embeddings, models, openapi, responses, tokenize
 from strop.serve.openai.exchange import Exchange, Served
+from strop.serve.reply import Vectors
 from strop.serve.service import Service
 from strop.serve.status import status_body
 
@@ -82,11 +83,10 @@ class Routes:
 
         return handle
 
-    async def embeddings(self, request: Request) -> Response:
+    async def embeddings(self, request: Request) -> ASGIApp:
         """Vectors of texts."""
-        service = self._service
-        exchange = embeddings.parse(await self._body(request), service.served)
-        return _json(exchange.reply(await service.client.embed(request.state.request_id, exchange.inputs)))
+        exchange = embeddings.parse(await self._body(request), self._service.served)
+        return Vectors(exchange, self._service, request.state.request_id)
 
     async def tokenize(self, request: Request) -> Response:
         """Text or messages to token ids."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import sys
 import tempfile
@@ -124,6 +125,7 @@ class EngineClient:
         self._step_deadline_s = step_deadline_s
         self._kill_after_s = kill_after_s
         self._streams: dict[str, Stream] = {}
+        self._embed_numbers = itertools.count()
         self._embeds: dict[str, asyncio.Future[list[EmbeddingRequestOutput]]] = {}
         self._commands: zmq.Socket[bytes] | None = None
         self.pid: int | None = None
@@ -172,14 +174,18 @@ class EngineClient:
             self.send(Add(request))
         return stream
 
-    async def embed(self, request_id: str, texts: Sequence[str | tuple[int, ...]]) -> list[EmbeddingRequestOutput]:
+    async def embed(self, texts: Sequence[str | tuple[int, ...]]) -> list[EmbeddingRequestOutput]:
         """Vectors of texts or of token ids. Raises StropError when the engine refuses or loses the request."""
         if self.facts is None:
             raise EngineDownError(f"{self.trouble}: send the request again in a few seconds")
+        request_id = f"embed-{next(self._embed_numbers)}"
         outputs = self._embeds[request_id] = asyncio.get_running_loop().create_future()
         self.send(Embed(request_id, list(texts)))
         try:
             return await outputs
+        except asyncio.CancelledError:
+            self.send(Abort(request_id))
+            raise
         finally:
             del self._embeds[request_id]
 
