@@ -17,6 +17,8 @@ from strop.serve.keys import new_key
 READY = "document.getElementById('state').textContent === 'ready'"
 TURNS = "JSON.parse(sessionStorage.getItem('strop.turns') ?? '[]')"
 PROMPT = "Tell me about the sea, and then about mountains."
+ENDLESS = "Count from one to ten thousand, and leave nothing out."
+"""The greedy answer goes on to the context's end."""
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +149,8 @@ def test_the_conversation_goes_on_and_can_be_changed(page: Page, server_url: str
     assert page.evaluate("document.getElementById('prompt').value") == "And another one?"
     assert page.evaluate("document.querySelectorAll('article').length") == 2
 
-    page.call("Page.reload")  # by accident
-    page.wait_for(f"document.readyState === 'complete' && document.querySelectorAll('article').length === 2 && {READY}")
+    page.reload()  # by accident
+    page.wait_for(f"document.querySelectorAll('article').length === 2 && {READY}")
     assert page.evaluate("document.querySelector('[name=max_completion_tokens]').value") == ""  # was set by no person
     page.evaluate("document.getElementById('clear').click()")
     assert page.evaluate(f"document.querySelectorAll('article').length + {TURNS}.length") == 0
@@ -157,10 +159,10 @@ def test_the_conversation_goes_on_and_can_be_changed(page: Page, server_url: str
 
 def test_a_reload_in_the_middle_of_an_answer_keeps_what_was_there(page: Page, server_url: str) -> None:
     set_parameters(page, temperature=0, max_completion_tokens=1900)
-    send(page, "Count from one to ten thousand, and leave nothing out.")
+    send(page, ENDLESS)
     page.wait_for("document.querySelector('.answer .text').innerText.length > 20")
-    page.call("Page.reload")
-    page.wait_for(f"document.readyState === 'complete' && !document.querySelector('[aria-busy]') && {READY}")
+    page.reload()
+    page.wait_for(READY)
     wait_until_idle(server_url)
     assert page.evaluate("document.querySelector('.note').innerText") == "stopped"
     assert len(page.evaluate("document.querySelector('.answer .text').innerText")) > 20
@@ -172,7 +174,7 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_what_was_there(page: Page, se
 def test_stop_stops_the_engine(page: Page, server_url: str) -> None:
     cancelled = metric(server_url, "strop:requests_cancelled_total")
     set_parameters(page, temperature=0, max_completion_tokens=1900)
-    send(page, "Count from one to ten thousand, and leave nothing out.")
+    send(page, ENDLESS)
     page.wait_for("document.querySelector('.answer .text').innerText.length > 20")
     assert metric(server_url, "vllm:num_requests_running") == 1
     assert page.evaluate("document.getElementById('action').innerText") == "Stop"
@@ -207,8 +209,9 @@ def test_keys_are_enough(page: Page) -> None:
     assert "temperature" in names and "max_completion_tokens" in names
     page.press("Tab", shift=True)
 
-    page.evaluate("document.getElementById('prompt').focus()")
-    page.press("Enter")
+    set_parameters(page, temperature=0)
+    page.evaluate("document.getElementById('prompt').value = ''")
+    send(page, ENDLESS)
     page.wait_for("document.querySelector('.answer[aria-busy] .text').innerText")
     assert focused(page) == "prompt"
     page.press("Escape")

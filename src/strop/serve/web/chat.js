@@ -18,6 +18,7 @@ export class Chat {
     this.views = this.turns.map((turn) => this.show(turn));
     this.refresh();
     this.scroll.scrollTop = this.scroll.scrollHeight;
+    window.addEventListener("beforeunload", () => this.stop()); // else it would look like a connection that broke
     window.addEventListener("pagehide", () => this.keep());
   }
 
