@@ -195,12 +195,17 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
 
 
 def load_text_side(model: str, chat_template: str | None = None) -> Tokenizer:
-    """What a front end needs of a model whose engine runs elsewhere; the template, if given, is used for all chats."""
+    """What a front end needs of a model whose engine runs elsewhere; the template, if given, is used for all chats.
+
+    Raises FormatError for a template that does not parse.
+    """
     checkpoint = open_checkpoint(model)
     tokenizer = load_tokenizer(checkpoint)
     tokenizer.fit_embedding(load_spec(checkpoint).vocab_size)
     if chat_template is not None:
         tokenizer.chat_templates = {DEFAULT: chat_template}
+        with suppress(RequestError):  # whether it likes these messages is another matter
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
     tokenizer.start_renderer()
     return tokenizer
 

@@ -103,7 +103,9 @@ class Tokenizer:
         `text` are plain text (for input that must not steer the model); user-defined tokens are always recognised.
         """
         backend = self._backend if allow_special else self._literal_backend
-        ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
+        # As one of a batch, since that lets other threads run meanwhile; `encode` holds the interpreter's lock.
+        (encoding,) = backend.encode_batch_fast([replace_surrogates(text)], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         if self._has_stand_ins:
             ids = self._without_stand_ins(ids)
         return self.frame(ids) if add_special else ids

@@ -90,13 +90,16 @@ class Routes:
 
     async def tokenize(self, request: Request) -> Response:
         """Text or messages to token ids."""
-        asked = tokenize.parse_tokenize(await self._body(request), self._service.served)
-        return _json(asked.reply(await self._service.token_ids(asked.prompt, asked.template, asked.add_special)))
+        service = self._service
+        asked = tokenize.parse_tokenize(await self._body(request), service.served)
+        token_ids = await service.token_ids(asked.prompt, asked.template, asked.add_special)
+        return _json(await service.in_thread(asked.reply, token_ids))
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids to text."""
-        token_ids = tokenize.parse_detokenize(await self._body(request), self._service.served)
-        return _json(tokenize.detokenize_body(self._service.tokenizer.decode(token_ids)))
+        service = self._service
+        token_ids = tokenize.parse_detokenize(await self._body(request), service.served)
+        return _json(tokenize.detokenize_body(await service.in_thread(service.tokenizer.decode, token_ids)))
 
     async def models(self, request: Request) -> Response:
         """What this server calls its model."""

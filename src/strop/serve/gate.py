@@ -108,6 +108,13 @@ def json_headers(body: bytes) -> list[tuple[bytes, bytes]]:
 async def send_error(send: Send, error: Exception) -> None:
     """A whole response that says what was wrong, and to official clients whether to try again."""
     body = error_body(error)
+    headers = error_headers(error, body)
+    await send({"type": "http.response.start", "status": as_api_error(error).status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_headers(error: Exception, body: bytes) -> list[tuple[bytes, bytes]]:
+    """Of the response with this error in its body."""
     headers = json_headers(body)
     if isinstance(error, OverloadError):
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
@@ -115,8 +122,7 @@ async def send_error(send: Send, error: Exception) -> None:
         headers.append((b"retry-after", b"2"))
     else:
         headers.append((b"x-should-retry", b"false"))
-    await send({"type": "http.response.start", "status": as_api_error(error).status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return headers
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ def serve(
         on_listen: called with the URL as soon as requests are heard; until the engine has loaded they get 503.
         on_load: called when it has.
     """
+    # One text at a time: threads of the tokenizer's own would only take the engine's cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keys = None if config.api_keys is None else KeyFile(config.api_keys)
     with _listening_socket(config.host, config.port) as listener, asyncio.Runner(loop_factory=_new_loop) as runner:
         client = EngineClient(

@@ -22,6 +22,7 @@ Json = Any
 
 _PATH = re.compile(r"(?P<problem>.*) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`", re.DOTALL)
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
@@ -254,6 +255,9 @@ def _explain(message: str, body: bytes, kind: type[Struct]) -> ApiError:
     value = _value_at(body, path)
     if unknown := _UNKNOWN.fullmatch(problem):
         return _unknown(value if isinstance(value, dict) else {unknown[1]: None}, path, general, fields)
+    if missing := _MISSING.fullmatch(problem):
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return ApiError(f"{param} is missing: give it", param=param)
     rule = fields.rules.get(general)
     if rule is not None and rule.kind == "refused":
         return ApiError(f"{path} is not supported: {rule.about}; leave it out", param=path)
