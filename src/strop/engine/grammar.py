@@ -270,6 +270,10 @@ class Grammars:
         self._texts: OrderedDict[StructuredOutputsParams, str] = OrderedDict()
         self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        """Builds now what the first grammar would have to wait for: 0.2 s for 50,000 tokens, 2 s for 260,000."""
+        self.compile(StructuredOutputsParams(json_object=True))
+
     def compile(self, wanted: StructuredOutputsParams) -> Grammar:
         """The grammar, found or made. RequestError if it cannot be enforced."""
         text = self._text(wanted)

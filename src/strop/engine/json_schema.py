@@ -23,7 +23,7 @@ MAX_SCHEMAS = 20_000
 """Each place a $ref leads to counts once, and in oneOf every time."""
 MAX_ITEMS = 10_000
 """minItems and maxItems: each item is a symbol of the grammar."""
-MAX_LENGTH = 1_000_000
+MAX_LENGTH = 2**31 - 1
 MAX_EXACT = 2**53 - 1
 """Integers up to here, and their neighbours, are exact in float64, which is what bounds are compared in."""
 
