@@ -8,7 +8,7 @@ MODEL ?= $(VENV)/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Explain in two sentences why a sharp knife is safer than a dull one.
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: demo test check bench golden format docs clean
+.PHONY: demo test check browser bench golden format docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/strop run "$(MODEL)" "$(PROMPT)" --max-tokens 120
@@ -26,6 +26,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest $(PARALLEL) tests/null
+
+# A browser for the tests of the web page, which are skipped without one. Only root may install; others go on.
+browser:
+	@command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null \
+	  || { apt-get -q update && apt-get -qy install --no-install-recommends chromium; } > /dev/null 2>&1 \
+	  || echo "no Chromium, and none could be installed: the tests of the web page will be skipped"
 
 bench: $(VENV)/.installed
 	$(BIN)/strop bench "$(MODEL)" $(ARGS)

@@ -193,9 +193,12 @@ def test_equals_naive_recompute(new_engine: Callable[..., Engine], alone: Callab
         tokens = [*request.prompt_token_ids]
         logits = np.concatenate(list(engine.score([*tokens, *answer.token_ids])))
         finish = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else engine.tokenizer.eos_ids)
-        row = SampleRow(params, choice_seed(params.seed or 0, 0), tokens, len(tokens), finish_token_ids=finish)
+        wanted = params.structured_outputs
+        matcher = None if wanted is None else engine._grammars.compile(wanted).matcher()
+        seed = choice_seed(params.seed or 0, 0)
+        row = SampleRow(params, seed, tokens, len(tokens), finish_token_ids=finish, matcher=matcher)
         for at, token_id in enumerate(answer.token_ids):
-            inputs = build_sample_inputs([row], 1)
+            inputs = build_sample_inputs([row], 1, engine._allowed([row], 1))
             place = len(tokens) - 1
             got = pick(logits[place : place + 1], inputs, jnp.ones(2, jnp.int32), num_top=2, platform="native")
             assert int(got.token_ids[0]) == token_id, (request.request_id, at)
@@ -203,6 +206,8 @@ def test_equals_naive_recompute(new_engine: Callable[..., Engine], alone: Callab
                 assert answer.logprobs[at].logprob == float(got.logprobs[0])
                 assert answer.logprobs[at].top[0] == (int(got.top_ids[0, 0]), float(got.top_logprobs[0, 0]))
             tokens.append(token_id)
+            if matcher is not None:
+                matcher.advance(token_id)
 
 
 def test_like_blocks_after_unlike_ones_are_not_shared(

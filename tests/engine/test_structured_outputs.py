@@ -154,6 +154,13 @@ def test_an_answer_that_may_end_or_go_on(new_engine: Callable[..., Engine], crow
     assert len(lengths) > 1
 
 
+def test_what_the_first_request_needs_can_be_made_ready(new_engine: Callable[..., Engine]) -> None:
+    engine = new_engine()
+    assert "_grammars" not in vars(engine)
+    engine.prepare_structured_outputs()
+    assert "_tokenizer" in vars(engine._grammars)
+
+
 def test_log_probabilities_are_those_of_the_model(new_engine: Callable[..., Engine], crowd: Callable[..., Any]) -> None:
     prompt = tuple(range(50, 60))
     free = SamplingParams(temperature=0, max_tokens=1, logprobs=3)

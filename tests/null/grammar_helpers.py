@@ -22,7 +22,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def grammars() -> Grammars:
-    return Grammars(tokenizer(), VOCAB_SIZE)
+    return Grammars(tokenizer(), VOCAB_SIZE, num_threads=2)
 
 
 def compiled(**wanted: object) -> Grammar:

@@ -97,7 +97,7 @@ def test_a_vocabulary_without_an_end() -> None:
         def token_bytes(self, token_id: int) -> bytes:
             return bytes([32 + token_id])
 
-    mine = Grammars(Endless(), 64)
+    mine = Grammars(Endless(), 64, 1)
     matcher = mine.compile(StructuredOutputsParams(regex="1+2?")).matcher()
     one, two = ord("1") - 32, ord("2") - 32
     assert mine.masks([matcher], 2).tolist() == [[1 << one, 0], [0xFFFFFFFF, 0xFFFFFFFF]]
@@ -154,7 +154,7 @@ def test_options_in_texts_are_not_options() -> None:
 
 
 def test_threads_share_grammars() -> None:
-    mine = Grammars(tokenizer(), VOCAB_SIZE)
+    mine = Grammars(tokenizer(), VOCAB_SIZE, 1)
     wishes = [StructuredOutputsParams(choice=[f"w{i % 7}"]) for i in range(40)]
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(mine.compile, wishes))

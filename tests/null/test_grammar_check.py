@@ -38,6 +38,11 @@ def doubling(num_levels: int) -> dict[str, Any]:
     return {f"{i}": {"oneOf": 2 * [{"$ref": f"#/$defs/{i + 1}"}]} for i in range(num_levels)} | {f"{num_levels}": {}}
 
 
+def ambiguous(num_rules: int) -> str:
+    rules = "".join(f'\nx{i}: y{i} "z"\ny{i}: ("a" | "b")+' for i in range(num_rules))
+    return f"start: {' | '.join(f'x{i}' for i in range(num_rules))}{rules}"
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
     "a regex of many expressions": {"regex": "(x+x+){2000}{2000}y"},
     "repeats of repeats": {"regex": "((((((a{1,999}){1,999}){1,999}){1,999}){1,999}){1,999}){1,999}b{9,99999}"},
@@ -65,6 +70,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
         "json": {"patternProperties": {f"^(a|b)*{c}.*{c}.*{c}.{{9,99}}$": {} for c in "abcdefgh"}}
     },
     "a pattern of unknown length": {"json": {"type": "string", "pattern": "^(a|ab)*c.*d.*e{3,500}$", "minLength": 999}},
+    "Lark that is too much after a token": {"grammar": ambiguous(900)},
     "no Lark": {"grammar": "start: ((("},
     "Lark in depth": {"grammar": "start: " + "(" * 30_000 + '"a"' + ")" * 30_000},
     "Lark without words": {"grammar": "start: start"},

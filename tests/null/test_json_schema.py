@@ -121,6 +121,7 @@ def test_bounds_are_exact() -> None:
         ({"minLength": -1}, "#/minLength", "0 or more"),
         ({"minProperties": 2}, "#/minProperties", "require more names"),
         ({"const": "a\0b"}, "#/const", "control characters"),
+        ({"properties": {"a\x01": {}}, "patternProperties": {".": False}}, "#/properties/a\x01", "control characters"),
         ({"enum": [[2**60]]}, "#/enum/0/0", "too large"),
         ({"type": "number", "exclusiveMinimum": 1, "maximum": 1.5}, "#/exclusiveMinimum", "less than 1 away"),
         ({"allOf": [{"multipleOf": 65537}, {"multipleOf": 65539}]}, "#/allOf/1/multipleOf", "common multiple"),

@@ -1,4 +1,5 @@
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +117,17 @@ def test_columns_and_padding() -> None:
         "float32",
         "uint32",
     ]
+    assert inputs.allowed.shape == (0, 0)
+    masks = np.full((2, 5), 7, np.uint32)
+    assert build_sample_inputs([], 2, masks).allowed is masks
+
+
+def test_a_row_with_a_grammar_needs_its_mask_and_starts_where_its_answer_is() -> None:
+    seen: list[int] = []
+    matcher = SimpleNamespace(advance=seen.append)
+    row = SampleRow(SamplingParams(temperature=0), 0, [1, 2, 8, 9], 2, finish_token_ids=(), matcher=matcher)
+    assert needs_full([row])
+    assert seen == [8, 9]
 
 
 def test_plain_greedy_rows_need_nothing() -> None:

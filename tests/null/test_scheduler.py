@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -671,6 +671,32 @@ def test_finishing(
 ) -> None:
     event = commit_tokens(params, *steps)
     assert (event.token_ids, event.finish_reason, event.stop_reason) == (token_ids, finish_reason, stop_reason)
+
+
+@pytest.mark.parametrize(
+    ("params", "token_id", "is_complete", "finish_reason"),
+    [
+        (SamplingParams(), 9, True, "stop"),
+        (SamplingParams(min_tokens=8, ignore_eos=True), 9, True, "stop"),
+        (SamplingParams(max_tokens=1), 9, True, "stop"),
+        (SamplingParams(), 9, False, None),
+        (SamplingParams(ignore_eos=True), EOS, False, "stop"),
+        (SamplingParams(min_tokens=2, ignore_eos=True), EOS, False, None),
+    ],
+)
+def test_finishing_in_a_grammar(
+    params: SamplingParams, token_id: int, is_complete: bool, finish_reason: str | None
+) -> None:
+    config = EngineConfig(max_context_len=64, block_len=4)
+    scheduler = Scheduler(config, new_pools(config, 20), {EOS, 1})
+    scheduler.add(Request("r", (5, 6, 7), params), grammar=cast(Any, object()))
+    plan = scheduler.schedule()
+    assert plan is not None
+    complete = {plan.rows[0].seq_id} if is_complete else set()
+    (event,) = scheduler.commit(plan, [[token_id]], None, complete)
+    assert (event.token_ids, event.finish_reason, event.stop_reason) == ((token_id,), finish_reason, None)
+    scheduler.check()
+    assert scheduler.has_unfinished == (finish_reason is None)
 
 
 def test_seeds_differ_between_choices_and_repeat_between_requests() -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Escape": ("", 27)}
 
 
@@ -107,8 +107,18 @@ class Page:
 
     def open(self, url: str) -> None:
         """Goes there and waits until it is loaded."""
-        self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self._load("Page.navigate", url=url)
+
+    def reload(self) -> None:
+        """As F5 does; waits until it is loaded."""
+        self._load("Page.reload")
+
+    def _load(self, method: str, **params: str) -> None:
+        num_loads, end_s = len(self.events("Page.loadEventFired")), time.monotonic() + 60
+        self.call(method, **params)
+        while len(self.events("Page.loadEventFired")) == num_loads:
+            assert time.monotonic() < end_s, f"{method} {params} takes too long"
+            time.sleep(0.02)
 
     def evaluate(self, expression: str) -> Any:
         """The value of some JavaScript, awaited; AssertionError if it throws."""
@@ -143,7 +153,7 @@ class Page:
 
     def events(self, *methods: str) -> list[dict[str, Any]]:
         """The parameters of the events of these kinds so far."""
-        self.evaluate("0")  # what happened before has been told before this answer
+        self._browser.call("Browser.getVersion")  # what happened before has been told before this answer
         mine = [event for event in self._browser.events if event.get("sessionId") == self._session]
         return [event["params"] for event in mine if event["method"] in methods]
 

@@ -21,10 +21,12 @@ class StructuredOutputsParams:
     """What shape the answer must have: exactly one of these."""
 
     json: str | dict[str, Any] | bool | None = None
-    """A JSON schema (draft 2020-12), as a value or as JSON text. Kept as text."""
+    """A JSON schema (draft 2020-12), as a value or as JSON text. Kept as text. Properties come in its order, with at most
+    a space after commas and colons. True: any JSON."""
     json_object: bool = False
     """Any JSON object."""
     regex: str | None = None
+    """In ECMA-262's notation, without lookaround; the whole answer matches it."""
     choice: tuple[str, ...] | None = None
     """One of these texts."""
     grammar: str | None = None

@@ -93,6 +93,10 @@ class Engine:
         wanted = params.structured_outputs
         self.scheduler.add(request, grammar=None if wanted is None else self._grammars.compile(wanted))
 
+    def prepare_structured_outputs(self) -> None:
+        """Does now what the first request for structured output would have to wait for."""
+        self._grammars.prepare()
+
     def abort(self, request_id: str, index: int | None = None) -> int:
         """Drops a request, or one of its choices; its blocks are free at once. Returns how many were dropped."""
         return self.scheduler.abort(request_id, index)
@@ -228,7 +232,7 @@ class Engine:
     def _grammars(self) -> "Grammars":
         from strop.engine.grammar import Grammars
 
-        return Grammars(self.tokenizer, self.spec.vocab_size)
+        return Grammars(self.tokenizer, self.spec.vocab_size, self.config.num_threads)
 
     def _allowed(self, rows: list[SampleRow], num_rows: int) -> np.ndarray:
         """`SampleInputs.allowed` for so many rows, padding included."""

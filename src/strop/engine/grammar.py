@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import llguidance
 import numpy as np
@@ -98,21 +98,24 @@ class _Described:
 def grammar_text(wanted: StructuredOutputsParams) -> str:
     """The grammar for `wanted`. RequestError for what is too long, malformed, or would not be enforced."""
     check_sizes(wanted)
+    try:
+        return _OPTIONS + _lark(wanted)
+    except RecursionError:
+        raise RequestError("structured_outputs is nested too deep: simplify it") from None
+
+
+def _lark(wanted: StructuredOutputsParams) -> str:
     if wanted.regex is not None:
-        return f"{_OPTIONS}start: /{rust_regex(wanted.regex)}/"
+        return f"start: /{rust_regex(wanted.regex)}/"
     if wanted.choice is not None:
-        return f"{_OPTIONS}start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, dict.fromkeys(wanted.choice)))}"
+        return f"start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, dict.fromkeys(wanted.choice)))}"
     if wanted.grammar is not None:
-        return _OPTIONS + checked_lark(wanted.grammar)
-    return _schema_text(enforceable(_document(wanted)))
+        return checked_lark(wanted.grammar)
+    return f"start: %json {json.dumps(enforceable(_document(wanted)))}"
 
 
 def _document(wanted: StructuredOutputsParams) -> Schema:
     return parse_schema(wanted.json) if isinstance(wanted.json, str) else {"type": "object"}
-
-
-def _schema_text(schema: dict[str, Any]) -> str:
-    return f"{_OPTIONS}start: %json {json.dumps(schema)}"
 
 
 def check_sizes(wanted: StructuredOutputsParams) -> None:
@@ -171,10 +174,10 @@ def _culprit(tokenizer: llguidance.LLTokenizer, document: Schema, error: str) ->
 
     def fails_alike(pointer: str) -> bool:
         try:
-            schema = enforceable(document, pointer)
+            text = f"{_OPTIONS}start: %json {json.dumps(enforceable(document, pointer))}"
         except RequestError:
             return False
-        return time.monotonic() < deadline_s and Matcher(tokenizer, _schema_text(schema)).error == error
+        return time.monotonic() < deadline_s and Matcher(tokenizer, text).error == error
 
     found = "#"
     while inner := next(filter(fails_alike, inner_pointers(document, found)), None):
@@ -231,6 +234,11 @@ class Matcher:
         """Take note of the answer's next token."""
         self._inner.consume_token(token_id)
 
+    def allowed_ids(self) -> np.ndarray:
+        """The tokens that may come next, ascending; none if there is an error. For many answers at once: `masks`."""
+        bits = np.frombuffer(self._inner.compute_bitmask(), np.uint8)
+        return np.flatnonzero(np.unpackbits(bits, bitorder="little")) if self.error is None else np.zeros(0, np.int64)
+
 
 def _first_line(error: str) -> str:
     line = error.strip().split("\n", 1)[0]
@@ -254,13 +262,17 @@ class Grammar:
 class Grammars:
     """Compiles grammars for one vocabulary and computes masks. `compile` may be called from several threads."""
 
-    def __init__(self, tokenizer: TokenSpellings, vocab_size: int, num_threads: int = 1) -> None:
-        """`vocab_size`: the model's number of tokens, V."""
+    def __init__(self, tokenizer: TokenSpellings, vocab_size: int, num_threads: int) -> None:
+        """`vocab_size`: the model's number of tokens, V. `num_threads`: for the masks of a step."""
         self._spellings = tokenizer
         self._vocab_size = vocab_size
         self._num_threads = num_threads
         self._texts: OrderedDict[StructuredOutputsParams, str] = OrderedDict()
         self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Builds now what the first grammar would have to wait for: 0.2 s for 50,000 tokens, 2 s for 260,000."""
+        self.compile(StructuredOutputsParams(json_object=True))
 
     def compile(self, wanted: StructuredOutputsParams) -> Grammar:
         """The grammar, found or made. RequestError if it cannot be enforced."""

@@ -23,7 +23,7 @@ MAX_SCHEMAS = 20_000
 """Each place a $ref leads to counts once, and in oneOf every time."""
 MAX_ITEMS = 10_000
 """minItems and maxItems: each item is a symbol of the grammar."""
-MAX_LENGTH = 1_000_000
+MAX_LENGTH = 2**31 - 1
 MAX_EXACT = 2**53 - 1
 """Integers up to here, and their neighbours, are exact in float64, which is what bounds are compared in."""
 
@@ -250,7 +250,10 @@ class _Gate:
         return {"oneOf": schemas}
 
     def enforce_properties(self, value: Any, at: str, depth: int) -> dict[str, Any]:
-        return {"properties": self._map(value, at, depth)}
+        schemas = self._map(value, at, depth)
+        for name in schemas:
+            _check_text(name, f"{at}/{_escaped(name)}")
+        return {"properties": schemas}
 
     def enforce_patterns(self, value: Any, at: str, depth: int) -> dict[str, Any]:
         schemas = self._map(value, at, depth)
@@ -292,6 +295,8 @@ class _Gate:
     def enforce_required(self, value: Any, at: str, depth: int) -> dict[str, Any]:
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise _refusal(at, f"must be a list of names, not {_shown(value)}")
+        for i, name in enumerate(value):
+            _check_text(name, f"{at}/{i}")
         return {"required": value}
 
     def enforce_count(self, value: Any, at: str, depth: int) -> dict[str, Any]:
@@ -366,17 +371,21 @@ def _check_value(value: Any, at: str) -> None:
     """Refuses a value, of const or enum, that would be written inexactly or not at all."""
     if isinstance(value, dict):
         for name, item in value.items():
+            _check_text(name, f"{at}/{_escaped(name)}")
             _check_value(item, f"{at}/{_escaped(name)}")
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _check_value(item, f"{at}/{i}")
     elif isinstance(value, str):
-        if not is_spelled(value):
-            raise _refusal(
-                at, "text with control characters other than \\b \\t \\n \\f \\r is not supported: leave it out"
-            )
+        _check_text(value, at)
     elif value is not None and not isinstance(value, bool):
         _check_number(value, at)
+
+
+def _check_text(text: str, at: str) -> None:
+    """Refuses what llguidance would write without its control characters, or not compare with patterns."""
+    if not is_spelled(text):
+        raise _refusal(at, f"{_shown(text)} has control characters other than \\b \\t \\n \\f \\r: leave them out")
 
 
 def _check_number(value: Any, at: str) -> None:

@@ -1,4 +1,4 @@
-"""The least time that each step of an engine could take on this machine, cheap enough to be worked out for every one."""
+"""The least time that a step could have taken on this machine, cheap enough to be worked out for every one."""
 
 import logging
 from collections.abc import Sequence

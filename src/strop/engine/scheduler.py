@@ -149,7 +149,7 @@ class Scheduler:
     ) -> None:
         """Queue all n choices of a request. RequestError, and no change, if it can never be served as asked.
 
-        `grammar` is kept for the sampler; only `commit` knows what comes of it.
+        `grammar` is kept for the sampler, whose caller tells `commit` which answers are complete.
 
         `atomic_spans`, if any, are half-open ranges of the prompt that must each be computed in one step; then nothing
         is shared, neither with other requests nor between the choices.

@@ -104,7 +104,7 @@ class Choices:
 
     @property
     def heeds_eos(self) -> bool:
-        """Whether the end of sequence ends an answer. After a grammar's nothing may follow, even if it is ignored."""
+        """Whether the end of sequence ends an answer: in a grammar nothing may follow it, ignored or not."""
         return self.grammar is not None or not self.request.params.ignore_eos
 
 

@@ -172,7 +172,7 @@ function show({ trouble, uptime_s, num_restarts, card, live }) {
   const cost = live.cost_per_request;
   list($("figures"), [
     ["Requests a minute", live.requests_per_minute.toFixed(live.requests_per_minute < 10 ? 1 : 0)],
-    ["Cost of a request", cost === null ? null : cost.toPrecision(2)],
+    ["Cost of 1,000 requests", cost === null ? null : (1000 * cost).toPrecision(2)],
     ["Prompt tokens found in the cache", count(live.prefix_hit_tokens)],
     ["Restarts of the engine", num_restarts || null],
     ["Up", age(uptime_s)],

@@ -14,9 +14,11 @@ export class Chat {
     this.model = "";
     this.abort = null;
     this.turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]");
+    for (const turn of this.turns) if (turn.role === "assistant" && !turn.error) turn.note ??= "stopped"; // by a reload
     this.views = this.turns.map((turn) => this.show(turn));
     this.refresh();
     this.scroll.scrollTop = this.scroll.scrollHeight;
+    window.addEventListener("beforeunload", () => this.stop()); // else it would look like a connection that broke
     window.addEventListener("pagehide", () => this.keep());
   }
 
@@ -83,7 +85,7 @@ export class Chat {
     if (!this.turns.includes(turn)) return this.onChange(); // cleared meanwhile
     view.draw();
     view.element.removeAttribute("aria-busy");
-    this.say(turn.error ?? `Answer complete: ${turn.note}`);
+    this.say(`Answer: ${turn.error ?? turn.note}`);
     this.keep();
     this.refresh();
     this.onChange();
