@@ -12,6 +12,8 @@ FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+GRAMMAR_STUCK = "structured_outputs cannot be enforced any further"
+"""How the reason of an abort begins where the grammar asked for needs more than its limits, or allows nothing."""
 
 
 @dataclass(frozen=True, slots=True)

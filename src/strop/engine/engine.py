@@ -11,7 +11,7 @@ import numpy as np
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
-from strop.core.request import Request, TokenEvent, TokenLogprob
+from strop.core.request import GRAMMAR_STUCK, Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
@@ -263,7 +263,7 @@ class Engine:
                 matcher = seq.sample_row.matcher
                 reason = "the model gave no usable logits (NaN): its weights may be damaged"
                 if matcher is not None and matcher.error is not None:
-                    reason = f"structured_outputs cannot be enforced any further: {matcher.error}"
+                    reason = f"{GRAMMAR_STUCK}: {matcher.error}"
                 events.append(TokenEvent(request_id, index, (), (), "abort", reason))
         return events
 

@@ -16,6 +16,7 @@ from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.gguf_tokenizer import tokenizer_from_gguf
 from strop.formats.pack_cache import cache_directory
 from strop.formats.sentence_transformers import Pooling, PoolingKind, read_pooling
+from strop.formats.template import TemplateRenderer
 from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
@@ -85,7 +86,8 @@ def load_model(
     checkpoint = open_checkpoint(model)
     spec = load_spec(checkpoint)
     reader = ParameterReader(checkpoint, spec)
-    tokenizer = load_tokenizer(checkpoint)
+    # What a client says can make a template slow, and other chats wait for it.
+    tokenizer = load_tokenizer(checkpoint, TemplateRenderer(timeout_s=1.0))
     tokenizer.fit_embedding(spec.vocab_size)
     if chat:
         tokenizer.start_renderer()
@@ -200,7 +202,8 @@ def load_text_side(model: str, chat_template: str | None = None) -> Tokenizer:
     Raises FormatError for a template that does not parse.
     """
     checkpoint = open_checkpoint(model)
-    tokenizer = load_tokenizer(checkpoint)
+    # What a client says can make a template slow, and other chats wait for it.
+    tokenizer = load_tokenizer(checkpoint, TemplateRenderer(timeout_s=1.0))
     tokenizer.fit_embedding(load_spec(checkpoint).vocab_size)
     if chat_template is not None:
         tokenizer.chat_templates = {DEFAULT: chat_template}
@@ -210,11 +213,11 @@ def load_text_side(model: str, chat_template: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
+def load_tokenizer(checkpoint: AnyCheckpoint, renderer: TemplateRenderer | None = None) -> Tokenizer:
     """The tokenizer stored with the checkpoint."""
     if isinstance(checkpoint, GGUFCheckpoint):
-        return tokenizer_from_gguf(checkpoint.metadata)
-    return tokenizer_from_folder(checkpoint.path)
+        return tokenizer_from_gguf(checkpoint.metadata, renderer)
+    return tokenizer_from_folder(checkpoint.path, renderer)
 
 
 def resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:

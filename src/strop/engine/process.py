@@ -132,10 +132,11 @@ class EngineServer:
                 self._send(failed(RequestError("this engine was loaded to write, not to make vectors"), request_id))
 
     def _step(self, engine: "Engine") -> None:
+        """Any other error than those an engine raises on purpose ends the process: its state cannot be trusted."""
         self.step_began_s = began_s = time.monotonic()
         try:
             events = engine.step()
-        except Exception as error:  # the engine gave up on all it had: their callers must hear of it
+        except StropError as error:  # the engine gave up on all it had: their callers must hear of it
             request_ids = engine.scheduler.request_ids
             log.exception("the engine gave up on %d requests", len(request_ids))
             for request_id in request_ids:
