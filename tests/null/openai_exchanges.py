@@ -27,7 +27,7 @@ class ScriptedParser:
 
     num_calls: int = 0
 
-    def push(self, text: str, ended: bool) -> list[ToolDelta | str]:
+    def push(self, text: str, ended: bool, *, cut: bool) -> list[ToolDelta | str]:
         if text.startswith("@"):
             self.num_calls += 1
             return [ToolDelta(self.num_calls - 1, "", f"call_{self.num_calls}", text[1:])]

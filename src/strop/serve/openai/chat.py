@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from strop.core.errors import StropError
-from strop.core.request import Delta, TokenLogprob
+from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai.errors import ApiError
 from strop.serve.openai.exchange import (
     Asked,
@@ -19,6 +19,7 @@ from strop.serve.openai.exchange import (
     encode,
     error_frame,
     finish_reason_of,
+    is_cut,
 )
 from strop.serve.openai.fields import decode, honoured, ignored, only, refused
 from strop.serve.openai.logprobs import ChoiceLogprobs, content_logprobs, reported
@@ -49,8 +50,8 @@ from strop.serve.openai.tools import (
     ChatNamedTool,
     ChatTool,
     ChoiceMode,
+    answer_shape,
     chosen_tools,
-    forced_or,
     told,
     with_call_tokens,
 )
@@ -160,13 +161,12 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
     """The exchange for a request's body. ApiError or RequestError for one that is refused."""
     request = decode(body, ChatRequest, served.caps)
     served.check_name(request.model)
-    tools = _tools(request, served)
     shape = only_shape(
         response_format=shape_of_format(request.response_format),
         structured_outputs=shape_of_extension(request.structured_outputs),
     )
-    param = "response_format" if request.structured_outputs is None else "structured_outputs"
-    shape = forced_or(shape, tools, served.tools, param)
+    tools = _tools(request, served, shape)
+    shape = answer_shape(shape, tools, served.tools)
     params = sampling_params(request, max_tokens=_max_tokens(request), logprobs=_logprobs(request), shape=shape)
     messages, variables = told(template_messages(request.messages, served.chat_template), tools, served.tools)
     asked = Asked(messages, _template(request, served) | variables, with_call_tokens(params, tools, served.tools))
@@ -228,7 +228,7 @@ class ChatExchange:
         ended = delta.finish_reason is not None
         pieces: Sequence[ToolDelta | str] = [delta.text]
         if choice.parser is not None:
-            pieces = choice.parser.push(delta.text, ended)
+            pieces = choice.parser.push(delta.text, ended, cut=is_cut(delta))
             choice.has_calls = choice.has_calls or any(not isinstance(piece, str) for piece in pieces)
         if ended:
             reason = finish_reason_of(delta)
@@ -329,7 +329,7 @@ def _fragment(piece: ToolDelta) -> bytes:
     return encode({"index": piece.index, "id": piece.id, "type": "function", "function": function})
 
 
-def _tools(request: ChatRequest, served: Served) -> Tools | None:
+def _tools(request: ChatRequest, served: Served, shape: StructuredOutputsParams | None) -> Tools | None:
     choice = request.tool_choice
     mode: ChoiceMode | None = None
     named, allowed = None, None
@@ -342,7 +342,9 @@ def _tools(request: ChatRequest, served: Served) -> Tools | None:
         mode = choice
     functions = [tool.function for tool in request.tools or ()]
     parallel = request.parallel_tool_calls
-    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
+    return chosen_tools(
+        functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape
+    )
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -190,3 +190,8 @@ def check_context(num_prompt_tokens: int, params: SamplingParams, context_len: i
 def finish_reason_of(delta: Delta) -> str | None:
     """In OpenAI's words. An answer that was aborted, and is sent all the same, was cut short."""
     return "length" if delta.finish_reason == "abort" else delta.finish_reason
+
+
+def is_cut(delta: Delta) -> bool:
+    """Whether something else than the model ended its answer: a limit, an abort or a stop string."""
+    return delta.finish_reason in ("length", "abort") or isinstance(delta.stop_reason, str)

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from strop.core.errors import StropError
 from strop.core.request import Delta, SamplingParams, StructuredOutputsParams
 from strop.serve.openai.errors import as_api_error, error_fields
-from strop.serve.openai.exchange import Asked, Served, Tally, check_context, encode
+from strop.serve.openai.exchange import Asked, Served, Tally, check_context, encode, is_cut
 from strop.serve.openai.fields import Json, decode, honoured, ignored, only, refused
 from strop.serve.openai.logprobs import ContentLogprob, content_logprobs, reported
 from strop.serve.openai.messages import effort_variable
@@ -37,8 +37,8 @@ from strop.serve.openai.tools import (
     ChoiceMode,
     FunctionSpec,
     ToolName,
+    answer_shape,
     chosen_tools,
-    forced_or,
     told,
     with_call_tokens,
 )
@@ -240,8 +240,9 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "R
     """The exchange for a request's body. ApiError or RequestError for one that is refused."""
     request = decode(body, ResponsesRequest, served.caps, _say_message)
     served.check_name(request.model)
-    tools = _tools(request, served)
-    shape = forced_or(_shape(request.text), tools, served.tools, "text.format")
+    shape = _shape(request.text)
+    tools = _tools(request, served, shape)
+    shape = answer_shape(shape, tools, served.tools)
     params = SamplingParams(
         max_tokens=request.max_output_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -318,7 +319,7 @@ class ResponsesExchange:
         if self._parser is None:
             self._say(delta.text, logprobs)
         else:
-            for piece in self._parser.push(delta.text, ended):
+            for piece in self._parser.push(delta.text, ended, cut=is_cut(delta)):
                 if isinstance(piece, str):
                     self._say(piece, logprobs)
                     logprobs = []
@@ -475,7 +476,7 @@ def _reply(request: ResponsesRequest, params: SamplingParams, reply_id: str, cre
     )
 
 
-def _tools(request: ResponsesRequest, served: Served) -> Tools | None:
+def _tools(request: ResponsesRequest, served: Served, shape: StructuredOutputsParams | None) -> Tools | None:
     choice = request.tool_choice
     mode: ChoiceMode | None = None
     named, allowed = None, None
@@ -490,7 +491,9 @@ def _tools(request: ResponsesRequest, served: Served) -> Tools | None:
         FunctionSpec(tool.name, tool.description, tool.parameters, tool.strict) for tool in request.tools or ()
     ]
     parallel = request.parallel_tool_calls
-    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
+    return chosen_tools(
+        functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape
+    )
 
 
 def _shape(text: TextConfig | None) -> StructuredOutputsParams | None:

@@ -71,6 +71,7 @@ def chosen_tools(
     named: str | None = None,
     allowed: list[str] | None = None,
     parallel: bool | None = None,
+    shape: StructuredOutputsParams | None = None,
 ) -> Tools | None:
     """What the fields tools, tool_choice and parallel_tool_calls come to; None where nothing can be called.
 
@@ -78,6 +79,7 @@ def chosen_tools(
         mode: None says auto where there are tools.
         named: the one function to call.
         allowed: those that may be called, if not all.
+        shape: of an answer that calls nothing.
 
     ApiError for a choice that the tools do not offer, and where the model's calls could not be read.
     """
@@ -102,25 +104,23 @@ def chosen_tools(
             "required" if mode == "required" or named is not None else "auto",
             named,
             parallel is not False,
+            shape,
         )
     except RequestError as error:
         raise ApiError(str(error), param="tools") from None
 
 
-def forced_or(
-    shape: StructuredOutputsParams | None, tools: Tools | None, support: ToolSupport | None, param: str
+def answer_shape(
+    shape: StructuredOutputsParams | None, tools: Tools | None, support: ToolSupport | None
 ) -> StructuredOutputsParams | None:
-    """The shape of an answer: that of calls, else `shape`, which the field `param` asked for. ApiError if the model may
-    choose between the two."""
+    """The shape of an answer: `shape` where nothing can be called, else that of calls, or of either. ApiError if these
+    could not be told apart."""
     if tools is None or support is None:
         return shape
-    if shape is not None and tools.choice == "auto":
-        raise ApiError(
-            f"{param} and tools exclude each other while the model may choose to call: set tool_choice to none or"
-            " required",
-            param=param,
-        )
-    return support.grammar(tools)
+    try:
+        return support.grammar(tools)
+    except RequestError as error:
+        raise ApiError(str(error), param="tools") from None
 
 
 def told(
