@@ -12,8 +12,6 @@ FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
-GRAMMAR_STUCK = "structured_outputs cannot be enforced any further"
-"""How the reason of an abort begins where the grammar asked for needs more than its limits, or allows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +159,8 @@ class TokenEvent:
     """Prompt tokens that came from the prefix cache."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's tokens from the second on; comes once, with the first event."""
+    fault: Literal["request", "engine"] | None = None
+    """Of an abort that nobody asked for: whose it is. `stop_reason` then says in words what happened."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from starlette.types import Send
 
 from strop.core.errors import RequestError, StropError
-from strop.core.request import GRAMMAR_STUCK, Request, TokenEvent
+from strop.core.request import Request, TokenEvent
 from strop.engine.text import StreamDetokenizer, must_abort
 from strop.serve.engine_client import Stream
 from strop.serve.gate import json_headers
@@ -63,8 +63,7 @@ class Answer(Reply):
                 self._observe(events)
                 for which, event in events:
                     if event.finish_reason == "abort":
-                        reason = str(event.stop_reason)
-                        raise RequestError(reason) if reason.startswith(GRAMMAR_STUCK) else StropError(reason)
+                        raise (RequestError if event.fault == "request" else StropError)(str(event.stop_reason))
                     delta = texts[which].push(event)
                     if delta is None:
                         continue
