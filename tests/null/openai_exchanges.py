@@ -83,8 +83,8 @@ def answer(
 
 def drive(exchange: Exchange, deltas: Sequence[Delta], prompt_len: int = 3) -> bytes:
     """All bytes of the reply to the only prompt."""
-    sent = exchange.begin(0, tuple(range(prompt_len)))
-    sent += b"".join(exchange.push(0, delta) for delta in deltas)
+    exchange.begin(0, tuple(range(prompt_len)))
+    sent = b"".join(exchange.push(0, delta) for delta in deltas)
     return sent + exchange.end()
 
 

@@ -173,7 +173,9 @@ def test_shapes_of_answers() -> None:
 def test_tools_reach_the_template_and_force_calls() -> None:
     def tool_fields(**given: Any) -> tuple[Any, ...]:
         support = ScriptedTools()
-        asked = parse(tools=TOOLS, **given, server={"tools": support}).asked[0]
+        exchange = parse(tools=TOOLS, **given, server={"tools": support})
+        exchange.begin(0, (1,))
+        asked = exchange.asked[0]
         seen = support.seen[0] if support.seen else None
         return asked.template.get("tools"), asked.params.structured_outputs, seen
 

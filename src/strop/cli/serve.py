@@ -44,6 +44,7 @@ _START = time.perf_counter()
 @click.option(
     "--template", type=click.Path(path_type=Path), help="File with the chat template, instead of the model's."
 )
+@click.option("--keep-thoughts", is_flag=True, help="Leave <think> in answers; else it becomes reasoning_content.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Of the lines on standard error."
 )
@@ -84,6 +85,7 @@ def command(
             drain_s=settings["drain"],
             price_per_hour=settings["price_per_hour"],
             runner=settings["runner"],
+            splits_thoughts=not settings["keep_thoughts"],
         )
         tokenizer = load_text_side(model, chat_template)
     serve(

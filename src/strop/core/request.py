@@ -45,6 +45,11 @@ class StructuredOutputsParams:
         if len(given) != 1:
             raise RequestError(f"structured_outputs has {' and '.join(given) or 'nothing'}: give one of {_SHAPES}")
 
+    @property
+    def schema(self) -> str | None:
+        """The JSON schema, as text, that the answer follows; None for a shape that is not JSON."""
+        return '{"type": "object"}' if self.json_object else str(self.json) if self.json is not None else None
+
 
 _SHAPES = ("json", "json_object", "regex", "choice", "grammar")
 

@@ -40,19 +40,17 @@ class Answer(Reply):
         # Clients may give two requests one id, also at once: the engine must tell them apart.
         unique = f"{self._request_id}/{next(_numbers)}"
         try:
-            requests = [
-                Request(
-                    f"{unique}/{which}",
-                    await service.prepare(asked),
-                    asked.params,
-                    self._salt,
-                )
-                for which, asked in enumerate(exchange.asked)
-            ]
+            requests = []
+            for which, asked in enumerate(exchange.asked):
+                prompt_token_ids = await service.prepare(asked)
+                params = exchange.begin(which, prompt_token_ids)
+                if params.structured_outputs != asked.params.structured_outputs:
+                    await service.check_shape(params)
+                requests.append(Request(f"{unique}/{which}", prompt_token_ids, params, self._salt))
             self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
             ticket.weigh(self._num_prompt_tokens)
             texts = [StreamDetokenizer(service.tokenizer, request.params) for request in requests]
-            frames = b"".join(exchange.begin(i, request.prompt_token_ids) for i, request in enumerate(requests))
+            frames = b""
             stream = service.client.submit(requests)
             self._stage = "waiting"
             while not stream.is_over:

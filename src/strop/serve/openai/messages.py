@@ -140,16 +140,20 @@ def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def effort_variable(effort: str | None, chat_template: str, param: str) -> dict[str, Any]:
-    """The template's variable for reasoning_effort. ApiError if the template has none."""
+    """The template's variable for reasoning_effort; `none` may also mean that it is not to think. ApiError if the
+    template has no such variable."""
     if effort is None:
         return {}
-    if "reasoning_effort" not in chat_template:
-        raise ApiError(
-            f"{param}={shown(effort)} is not supported: this model's chat template knows no reasoning effort; leave it"
-            " out",
-            param=param,
-        )
-    return {"reasoning_effort": effort}
+    if "reasoning_effort" in chat_template:
+        return {"reasoning_effort": effort}
+    can_be_turned_off = "enable_thinking" in chat_template
+    if effort == "none" and can_be_turned_off:
+        return {"enable_thinking": False}
+    raise ApiError(
+        f"{param}={shown(effort)} is not supported: this model's chat template knows no reasoning effort"
+        f"{', only none' if can_be_turned_off else ''}; leave it out",
+        param=param,
+    )
 
 
 def _template_message(message: Message, chat_template: str) -> dict[str, Any]:

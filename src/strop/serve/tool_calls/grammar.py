@@ -65,12 +65,12 @@ def _text_and_calls(parallel: bool, form: ToolFormat) -> list[str]:
 
 def _answer_schema(shape: StructuredOutputsParams, form: ToolFormat, is_strict: bool) -> Any:
     """Of an answer in JSON. In hermes' form it cannot be taken for a call, which begins with a marker."""
-    if shape.json is None and not shape.json_object:
+    if shape.schema is None:
         raise RequestError(
             "only answers in JSON can be told from calls where the model may choose: give a JSON schema, or set"
             " tool_choice to none or required"
         )
-    schema = parse_schema(shape.json) if isinstance(shape.json, str) else {"type": "object"}
+    schema = parse_schema(shape.schema)
     if is_strict and form.form == "llama3" and _may_look_like_call(schema):
         raise RequestError(
             "an answer of the shape asked for could be taken for a call of a strict function: give it a JSON schema of"
