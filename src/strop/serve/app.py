@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
@@ -25,6 +25,23 @@ from strop.serve.status import status_body
 
 OPEN_PATHS = ("/livez", "/readyz", *page.PATHS)
 """What needs no key: those who probe have none, and the page asks for one."""
+
+
+def _got(about: str, media_type: str = "application/json", kind: str = "object") -> dict[str, Any]:
+    """OpenAPI's description of a GET."""
+    error = {"$ref": "#/components/responses/Error"}
+    done = {"description": "done", "content": {media_type: {"schema": {"type": kind}}}}
+    return {"get": {"summary": about, "responses": {"200": done, "4XX": error, "5XX": error}}}
+
+
+_OTHER_PATHS = {
+    "/livez": _got("whether requests are heard"),
+    "/readyz": _got("whether the model is loaded and makes progress"),
+    "/status": _got("the model's card and live figures"),
+    "/metrics": _got("for Prometheus", "text/plain", "string"),
+    "/openapi.json": _got("this document"),
+    "/": _got("a page to chat with the model and to watch the server", "text/html", "string"),
+}
 
 
 class Parse(Protocol):
@@ -111,7 +128,7 @@ class Routes:
 
     async def openapi(self, request: Request) -> Response:
         """What there is, for programs."""
-        return _json(msgspec.json.encode(openapi.openapi_document(self._service.served, __version__)))
+        return _json(msgspec.json.encode(openapi.openapi_document(self._service.served, __version__, _OTHER_PATHS)))
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
