@@ -77,7 +77,7 @@ build/clients/.installed: Makefile | $(BIN)/pip
 	rm -rf build/clients
 	$(PIP) install --target build/clients/python openai==2.54.0
 	@if command -v npm > /dev/null; then \
-		npm install --silent --no-audit --no-fund --prefix build/clients openai@6.30.1 || echo "without the Node client"; fi
+		npm install --silent --no-audit --no-fund --prefix build/clients openai@6.49.0 || echo "without the Node client"; fi
 	@touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ _START = time.perf_counter()
     help="Write answers, or make vectors; auto: vectors if the model is an encoder.",
 )
 @click.option("--max-seqs", default=32, type=click.IntRange(1), help="Sequences in one step.")
+@click.option(
+    "--max-step-tokens",
+    default=256,
+    type=click.IntRange(1),
+    help="Of one step, prompts and answers together: fewer hold up running answers less, and take prompts in slower.",
+)
 @click.option("--max-queue", default=128, type=click.IntRange(1), help="Requests that may wait; more get a 429.")
 @click.option("--max-queue-tokens", default=131_072, type=click.IntRange(1), help="Prompt tokens that may wait.")
 @click.option("--timeout", default=600.0, type=click.FloatRange(1), help="Seconds that a request may take.")
@@ -45,6 +52,7 @@ def command(
     model: str,
     names: tuple[str, ...],
     max_seqs: int,
+    max_step_tokens: int,
     template: Path | None,
     log_format: str,
     **settings: Any,
@@ -56,7 +64,7 @@ def command(
     whether the model makes progress, and the page at / is a chat.
     """
     chat_template = read_template_file(template)
-    config = engine_config(settings, max_num_seqs=max_seqs)
+    config = replace(engine_config(settings, max_num_seqs=max_seqs), max_step_tokens=max_step_tokens)
     with start_up():
         from strop.engine.loading import load_text_side
         from strop.serve.logs import set_up_logs

@@ -86,8 +86,7 @@ def load_model(
     checkpoint = open_checkpoint(model)
     spec = load_spec(checkpoint)
     reader = ParameterReader(checkpoint, spec)
-    # What a client says can make a template slow, and other chats wait for it.
-    tokenizer = load_tokenizer(checkpoint, TemplateRenderer(timeout_s=1.0))
+    tokenizer = load_tokenizer(checkpoint)
     tokenizer.fit_embedding(spec.vocab_size)
     if chat:
         tokenizer.start_renderer()
