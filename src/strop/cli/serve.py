@@ -34,7 +34,13 @@ _START = time.perf_counter()
     "--max-step-tokens",
     default=256,
     type=click.IntRange(1),
-    help="Of one step, prompts and answers together: fewer hold up running answers less, and take prompts in slower.",
+    help="Of one step, prompts and answers together.",
+)
+@click.option(
+    "--max-chunk-tokens",
+    default=64,
+    type=click.IntRange(1),
+    help="Of prompts, in a step that also continues answers: fewer hold these up less, and take prompts in slower.",
 )
 @click.option("--max-queue", default=128, type=click.IntRange(1), help="Requests that may wait; more get a 429.")
 @click.option("--max-queue-tokens", default=131_072, type=click.IntRange(1), help="Prompt tokens that may wait.")
@@ -54,6 +60,7 @@ def command(
     names: tuple[str, ...],
     max_seqs: int,
     max_step_tokens: int,
+    max_chunk_tokens: int,
     template: Path | None,
     log_format: str,
     **settings: Any,
@@ -65,7 +72,11 @@ def command(
     whether the model makes progress, and the page at / is a chat.
     """
     chat_template = read_template_file(template)
-    config = replace(engine_config(settings, max_num_seqs=max_seqs), max_step_tokens=max_step_tokens)
+    config = replace(
+        engine_config(settings, max_num_seqs=max_seqs),
+        max_step_tokens=max_step_tokens,
+        max_chunk_tokens=max_chunk_tokens,
+    )
     with start_up():
         from strop.engine.loading import load_text_side
         from strop.serve.logs import set_up_logs

@@ -16,8 +16,9 @@ from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full, scoring_row
-from strop.engine.scheduler import Scheduler, StepPlan, StepRow
+from strop.engine.scheduler import Scheduler
 from strop.engine.step import CompiledModel, copy_block
+from strop.engine.step_plan import StepPlan, StepRow
 from strop.formats.tokenizer import Tokenizer
 from strop.models.cache import cache_groups, num_pool_blocks
 from strop.models.layout import Single

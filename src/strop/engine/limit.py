@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from strop.engine.costs import CostModel
-from strop.engine.scheduler import StepRow
+from strop.engine.step_plan import StepRow
 from strop.machine.memory import available_bytes
 from strop.machine.probe import MOST_PROBED_BYTES, MachineRates, probe
 from strop.ops import native

@@ -1,0 +1,183 @@
+"""Loads a server for long, with clients that leave, and says what it lost or kept: answers, memory, cache blocks.
+
+    python scripts/serve_soak.py MODEL [--minutes 30] [--load 0.8] [--leaving 0.1] [--out samples.csv]
+
+First a closed loop measures how many requests a second the server can answer; then requests of mixed kinds and lengths
+come at random, so that on average the given share of that is asked. Prints errors, leaked blocks, and the slope of the
+resident memory of both processes after a warm-up of a fifth of the time; exits with 1 unless there are no errors, no
+leaked blocks, and less than 1 MiB a minute.
+"""
+
+import argparse
+import asyncio
+import csv
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "serve"))
+
+from leaving import STAGES, in_thread, leave, request_bytes, some_request, some_text  # noqa: E402
+from server_process import ServerProcess  # noqa: E402
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+SAMPLE_S = 5.0
+MODEL = "soak"
+
+
+def whole_request(draw: random.Random) -> bytes:
+    """One that is answered to its end."""
+    words = some_text(draw, draw.choice((5, 20, 60, 250)))
+    how: dict[str, Any] = {"model": MODEL, "max_tokens": draw.choice((8, 32, 64, 128)), "stream": draw.random() < 0.7}
+    how |= draw.choice(({"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.7, "seed": draw.getrandbits(30)}))
+    how |= draw.choice(({}, {}, {}, {"n": 2}, {"logprobs": True, "top_logprobs": 5}, {"stop": ["the", "."]}))
+    if draw.random() < 0.1:
+        how |= {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}}
+    messages = [{"role": "user", "content": words}]
+    return request_bytes("/v1/chat/completions", {**how, "messages": messages}, Connection="close")
+
+
+class Soak:
+    """The load, and what came of it."""
+
+    def __init__(self, server: ServerProcess, seed: int) -> None:
+        self.server = server
+        self.draw = random.Random(seed)
+        self.outcomes: Counter[str] = Counter()
+        self.samples: list[tuple[float, float, float]] = []
+        """Seconds, and MiB of the API's and of the engine's process."""
+        self._port = int(server.url.rsplit(":", 1)[1])
+
+    async def ask(self, asked: bytes) -> None:
+        """One request, to its end."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            try:
+                writer.write(asked)
+                reply = await asyncio.wait_for(reader.read(), 300)
+            finally:
+                writer.close()
+            self.outcomes[_judged(reply)] += 1
+        except (OSError, TimeoutError) as error:
+            self.outcomes[f"error: {type(error).__name__}"] += 1
+
+    async def capacity_per_s(self, duration_s: float, num_clients: int = 32) -> float:
+        """Requests that are answered each second while `num_clients` always wait for one."""
+        end_s = time.monotonic() + duration_s
+
+        async def client() -> int:
+            count = 0
+            while time.monotonic() < end_s:
+                await self.ask(whole_request(self.draw))
+                count += 1
+            return count
+
+        begin_s = time.monotonic()
+        counts = await asyncio.gather(*(client() for _ in range(num_clients)))
+        return sum(counts) / (time.monotonic() - begin_s)
+
+    async def run(self, rate_per_s: float, duration_s: float, leaving: float) -> None:
+        """Poisson arrivals; a share of the clients leaves."""
+        sampling = asyncio.create_task(self._sample())
+        end_s = time.monotonic() + duration_s
+        async with asyncio.TaskGroup() as group:
+            while time.monotonic() < end_s:
+                await asyncio.sleep(self.draw.expovariate(rate_per_s))
+                group.create_task(self._leave() if self.draw.random() < leaving else self.ask(whole_request(self.draw)))
+        sampling.cancel()
+
+    async def _leave(self) -> None:
+        stage = self.draw.choice(STAGES)
+        asked = some_request(self.draw, stage, MODEL)
+        await leave(self.server.url, stage, asked, random.Random(self.draw.getrandbits(32)))
+        self.outcomes["left"] += 1
+
+    async def _sample(self) -> None:
+        begin_s = time.monotonic()
+        while True:
+            pids = self.server.process.pid, self.server.engine_pid
+            api, engine = (_resident_mib(pid) for pid in pids)
+            self.samples.append((time.monotonic() - begin_s, api, engine))
+            await asyncio.sleep(SAMPLE_S)
+
+
+def _judged(reply: bytes) -> str:
+    status = int(reply[9:12]) if reply.startswith(b"HTTP/1.1 ") else 0
+    if status == 429:
+        return "refused: 429"
+    if status != 200:
+        return f"error: status {status}"
+    if b"text/event-stream" in reply.partition(b"\r\n\r\n")[0]:
+        is_whole = b"data: [DONE]" in reply and b'data: {"error"' not in reply
+        return "answered" if is_whole else "error: a broken stream"
+    return "answered"
+
+
+def _resident_mib(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def slope_mib_per_minute(samples: list[tuple[float, float, float]], column: int) -> float:
+    """Least squares over what comes after the first fifth."""
+    late = np.array(samples[len(samples) // 5 :])
+    return float(np.polyfit(late[:, 0] / 60, late[:, column], 1)[0])
+
+
+async def soak(server: ServerProcess, args: argparse.Namespace, say: Callable[[str], None]) -> bool:
+    """Whether all went well."""
+    work = Soak(server, args.seed)
+    capacity = await work.capacity_per_s(min(60.0, 6 * args.minutes))
+    rate = args.load * capacity
+    say(f"capacity {capacity:.2f} requests/s; now {rate:.2f} a second for {args.minutes:g} minutes")
+    work.outcomes.clear()
+    await work.run(rate, 60 * args.minutes, args.leaving)
+    await in_thread(server.wait_until_idle)
+    if args.out is not None:
+        with args.out.open("w", newline="") as file:
+            csv.writer(file).writerows([("seconds", "api_mib", "engine_mib"), *work.samples])
+    num_errors = sum(count for outcome, count in work.outcomes.items() if outcome.startswith("error"))
+    leaked = server.metric("strop:blocks_leaked")
+    slopes = [slope_mib_per_minute(work.samples, column) for column in (1, 2)]
+    for outcome, count in sorted(work.outcomes.items()):
+        say(f"{outcome}: {count}")
+    for name, slope, column in zip(("API", "engine"), slopes, (1, 2), strict=True):
+        first, last = work.samples[len(work.samples) // 5][column], work.samples[-1][column]
+        say(f"{name} process: {slope:+.3f} MiB a minute after the warm-up ({first:.1f} -> {last:.1f} MiB)")
+    say(f"blocks leaked: {leaked:.0f}; engine restarts: {server.metric('strop:engine_restarts_total'):.0f}")
+    return not num_errors and not leaked and max(slopes) < 1 and not server.metric("strop:engine_restarts_total")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--load", type=float, default=0.8, help="share of the capacity")
+    parser.add_argument("--leaving", type=float, default=0.1, help="share of the clients that leave")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="CSV file for the samples of memory")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        log_path = Path(folder) / "log"
+        options = (args.model, "--name", MODEL, "--context", 2048)
+        with ServerProcess(*options, environment=dict(os.environ), log_path=log_path) as server:
+            is_well = asyncio.run(soak(server.ready(), args, lambda line: print(line, flush=True)))
+            if not is_well:
+                print("\n".join(line for line in server.log.splitlines() if " INFO " not in line)[-4000:])
+    sys.exit(not is_well)
+
+
+if __name__ == "__main__":
+    main()
