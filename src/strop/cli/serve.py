@@ -104,7 +104,11 @@ def command(
         tokenizer,
         serve_config,
         config,
-        on_listen=lambda url: print(f"{url}  (loading {model})", file=sys.stderr, flush=True),
+        on_listen=lambda url: print(
+            f"{url}  (loading {model}, which requests call {' or '.join(serve_config.model_names)})",
+            file=sys.stderr,
+            flush=True,
+        ),
         on_load=lambda facts: print(
             f"{facts.memory}\nready after {time.perf_counter() - _START:.2f} s", file=sys.stderr, flush=True
         ),

@@ -1,6 +1,7 @@
 """Grammars that make a model write its calls as they must be. Pure."""
 
 import json
+import re
 from typing import Any
 
 from strop.core.errors import RequestError
@@ -34,9 +35,10 @@ def tool_grammar(tools: Tools, form: ToolFormat) -> StructuredOutputsParams | No
     key = "arguments" if form.form == "hermes" else "parameters"
     rules.append("object: " + " | ".join(f"object_{i}" for i in range(len(functions))))
     for i, function in enumerate(functions):
+        arguments = f"arguments_{i}_of_{re.sub('[^a-z0-9]', '_', function.name.lower())}"  # errors name the rule
         # Piece by piece as the lexemes of an answer in JSON, which may begin alike: the lexer takes the longest.
         begin = " ".join(map(json.dumps, ("{", '"name"', ": ", f'"{function.name}"', ", ", f'"{key}"', ": ")))
-        rules += [f'object_{i}: {begin} arguments_{i} "}}"', f"arguments_{i}: %json {json.dumps(function.parameters)}"]
+        rules += [f'object_{i}: {begin} {arguments} "}}"', f"{arguments}: %json {json.dumps(function.parameters)}"]
     return StructuredOutputsParams(grammar="\n".join(rules) + "\n")
 
 

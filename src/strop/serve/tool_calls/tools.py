@@ -23,8 +23,6 @@ class Function:
     """Whether arguments must fit the schema even where the model is free to call or not."""
     definition: dict[str, Any]
     """For chat templates: {"type": "function", "function": {"name", "description", "parameters", ...}}."""
-    pointer: str
-    """Where the schema is in the request, such as `tools[2].function.parameters`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,6 @@ def _read_function(given: Any, path: str) -> Function:
         {**parameters, "type": "object"},
         bool(strict),
         {"type": "function", "function": shown},
-        f"{path}.parameters",
     )
 
 
