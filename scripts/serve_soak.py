@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,11 @@ class Soak:
                 group.create_task(self._leave() if self.draw.random() < leaving else self.ask(whole_request(self.draw)))
         sampling.cancel()
 
-    async def num_open_files(self, pids: Iterable[int]) -> list[int]:
-        """Of these processes, when nothing is asked any more."""
+    async def num_open_files(self) -> list[int]:
+        """Of the API's and of the engine's process, when nothing is asked any more."""
         await in_thread(self.server.wait_until_idle)
         await asyncio.sleep(KEEP_ALIVE_S)
-        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.server.process.pid, self.server.engine_pid)]
 
     async def _leave(self) -> None:
         stage = self.draw.choice(STAGES)
@@ -155,14 +155,14 @@ def slope_per_minute(samples: Sequence[tuple[float, ...]], column: int) -> float
 
 async def soak(server: ServerProcess, args: argparse.Namespace, say: Callable[[str], None]) -> bool:
     """Whether all went well."""
-    work, pids = Soak(server, args.seed), (server.process.pid, server.engine_pid)
+    work = Soak(server, args.seed)
     capacity = await work.capacity_per_s(min(60.0, 6 * args.minutes))
-    files_before = await work.num_open_files(pids)
+    files_before = await work.num_open_files()
     rate = args.load * capacity
     say(f"capacity {capacity:.2f} requests/s; now {rate:.2f} a second for {args.minutes:g} minutes")
     work.outcomes.clear()
     await work.run(rate, 60 * args.minutes, args.leaving)
-    files_after = await work.num_open_files(pids)
+    files_after = await work.num_open_files()
     if args.out is not None:
         with args.out.open("w", newline="") as file:
             csv.writer(file).writerows([("seconds", "api_mib", "engine_mib"), *work.samples])
@@ -172,9 +172,8 @@ async def soak(server: ServerProcess, args: argparse.Namespace, say: Callable[[s
     wrong = [outcome for outcome in work.outcomes if outcome.startswith("error")]
     for name, column, before, after in zip(("API", "engine"), (1, 2), files_before, files_after, strict=True):
         slope = slope_per_minute(warm, column)
-        say(
-            f"{name} process: {slope:+.3f} MiB a minute after the warm-up ({warm[0][column]:.1f} -> {warm[-1][column]:.1f} MiB)"
-        )
+        first, last = warm[0][column], warm[-1][column]
+        say(f"{name} process: {slope:+.3f} MiB a minute after the warm-up ({first:.1f} -> {last:.1f} MiB)")
         say(f"{name} process: {before} open files before, {after} after")
         wrong += [f"{name}'s memory"] * (slope >= 1) + [f"{name}'s open files"] * (after > before)
     for name, num in (("blocks leaked", work.most_leaked), ("engine restarts", server.metric(RESTARTS))):
@@ -195,6 +194,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="CSV file for the samples of memory")
     args = parser.parse_args()
+    if args.warm_up >= args.minutes:
+        parser.error(f"--warm-up {args.warm_up:g} must be less than --minutes {args.minutes:g}")
     with tempfile.TemporaryDirectory() as folder:
         log_path = Path(folder) / "log"
         options = (args.model, "--name", MODEL, "--context", 2048)
