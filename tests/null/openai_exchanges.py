@@ -7,7 +7,7 @@ from typing import Any
 
 from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai.exchange import Exchange, Served
-from strop.serve.tool_calls import ToolDelta, ToolFormat, Tools
+from strop.serve.tool_calls import ToolDelta, ToolFormat, Tools, ToolSupport
 
 USER = {"role": "user", "content": "Hello"}
 CHAT = {"model": "tiny", "messages": [USER]}
@@ -57,9 +57,9 @@ class ScriptedTools:
 
 def served(**changes: Any) -> Served:
     """A server of the model `tiny`, also `org/tiny`."""
-    return Served(
-        **{"names": ("tiny", "org/tiny"), "created_s": 1, "context_len": 1000, "vocabulary": Bytes(), **changes}
-    )
+    tools = ToolSupport(ToolFormat("hermes", taught=True))
+    own = {"names": ("tiny", "org/tiny"), "created_s": 1, "context_len": 1000, "vocabulary": Bytes(), "tools": tools}
+    return Served(**own | changes)
 
 
 def body(*parts: dict[str, Any], **more: Any) -> bytes:

@@ -39,7 +39,7 @@ class AnswerReader:
         self.has_thought = False
         """Whether the last delta belonged to the thoughts, at least in part."""
         self._splitter = ThoughtSplitter(is_thinking) if served.thinking is not None else None
-        self._parser = served.tools.parser(tools) if tools is not None and served.tools is not None else None
+        self._parser = served.tools.parser(tools) if tools is not None else None
 
     def read(self, delta: Delta) -> list[Piece]:
         """What `delta` makes certain, in order."""

@@ -40,10 +40,8 @@ from strop.serve.openai.tools import (
     ChatNamedTool,
     ChatTool,
     ChoiceMode,
-    answer_shape,
+    asked_with_tools,
     chosen_tools,
-    told,
-    with_call_tokens,
 )
 from strop.serve.tool_calls import ToolDelta, Tools
 
@@ -158,11 +156,10 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
         response_format=shape_of_format(request.response_format),
         structured_outputs=shape_of_extension(request.structured_outputs),
     )
-    tools = _tools(request, served, shape)
-    shape = answer_shape(shape, tools, served.tools)
+    tools = _tools(request, shape)
     params = sampling_params(request, max_tokens=_max_tokens(request), logprobs=_logprobs(request), shape=shape)
-    messages, variables = told(template_messages(request.messages, served.chat_template), tools, served.tools)
-    asked = Asked(messages, _template(request, served) | variables, with_call_tokens(params, tools, served.tools))
+    messages = template_messages(request.messages, served.chat_template)
+    asked = asked_with_tools(messages, _template(request, served), params, tools, served.tools)
     return ChatExchange(request, asked, served, f"chatcmpl-{request_id}", created_s, tools)
 
 
@@ -307,7 +304,7 @@ def _fragment(piece: ToolDelta) -> bytes:
     return encode({"index": piece.index, "id": piece.id, "type": "function", "function": function})
 
 
-def _tools(request: ChatRequest, served: Served, shape: StructuredOutputsParams | None) -> Tools | None:
+def _tools(request: ChatRequest, shape: StructuredOutputsParams | None) -> Tools | None:
     choice = request.tool_choice
     mode: ChoiceMode | None = None
     named, allowed = None, None
@@ -320,9 +317,7 @@ def _tools(request: ChatRequest, served: Served, shape: StructuredOutputsParams 
         mode = choice
     functions = [tool.function for tool in request.tools or ()]
     parallel = request.parallel_tool_calls
-    return chosen_tools(
-        functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape
-    )
+    return chosen_tools(functions, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -41,9 +41,9 @@ class Served:
     context_len: int
     """Tokens of prompt and answer together."""
     vocabulary: Vocabulary
+    tools: ToolSupport
     chat_template: str = ""
     """The model's own: it says which roles and variables mean something to this model."""
-    tools: ToolSupport | None = None
     thinking: ThinkTags | None = None
     """How it marks what it thinks, if that is to be split from its answers."""
     embedding_len: int | None = None

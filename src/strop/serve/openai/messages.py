@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Struct
 
 from strop.serve.openai.errors import ApiError
@@ -94,7 +93,7 @@ Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | To
 
 
 def template_messages(messages: Sequence[Message], chat_template: str) -> list[dict[str, Any]]:
-    """What `chat_template` is to render."""
+    """What `chat_template` is to render, but for the calls: see ToolSupport.messages."""
     return [_template_message(message, chat_template) for message in messages]
 
 
@@ -106,13 +105,8 @@ def text_of(content: str | Sequence[Part]) -> str:
 
 
 def template_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    """A call as templates know it: its arguments are a value where they are JSON, which an answer that was cut off
-    may not be."""
-    try:
-        value = msgspec.json.decode(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
-        value = arguments
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
+    """A call of the past."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def template_role(role: str, chat_template: str) -> str:

@@ -31,10 +31,8 @@ from strop.serve.openai.tools import (
     ChoiceMode,
     FunctionSpec,
     ToolName,
-    answer_shape,
+    asked_with_tools,
     chosen_tools,
-    told,
-    with_call_tokens,
 )
 from strop.serve.tool_calls import Tools
 
@@ -235,8 +233,7 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "R
     request = decode(body, ResponsesRequest, served.caps, _say_message)
     served.check_name(request.model)
     shape = _shape(request.text)
-    tools = _tools(request, served, shape)
-    shape = answer_shape(shape, tools, served.tools)
+    tools = _tools(request, shape)
     params = SamplingParams(
         max_tokens=request.max_output_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -247,8 +244,7 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "R
     effort = request.reasoning.effort if request.reasoning is not None else None
     template = effort_variable(effort, served.chat_template, "reasoning.effort")
     messages = item_messages(request.input, request.instructions, served.chat_template)
-    messages, variables = told(messages, tools, served.tools)
-    asked = Asked(messages, template | variables, with_call_tokens(params, tools, served.tools))
+    asked = asked_with_tools(messages, template, params, tools, served.tools)
     return ResponsesExchange(request, asked, served, request_id, created_s, tools)
 
 
@@ -375,7 +371,7 @@ def _reply(request: ResponsesRequest, params: SamplingParams, reply_id: str, cre
     )
 
 
-def _tools(request: ResponsesRequest, served: Served, shape: StructuredOutputsParams | None) -> Tools | None:
+def _tools(request: ResponsesRequest, shape: StructuredOutputsParams | None) -> Tools | None:
     choice = request.tool_choice
     mode: ChoiceMode | None = None
     named, allowed = None, None
@@ -390,9 +386,7 @@ def _tools(request: ResponsesRequest, served: Served, shape: StructuredOutputsPa
         FunctionSpec(tool.name, tool.description, tool.parameters, tool.strict) for tool in request.tools or ()
     ]
     parallel = request.parallel_tool_calls
-    return chosen_tools(
-        functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape
-    )
+    return chosen_tools(functions, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape)
 
 
 def _shape(text: TextConfig | None) -> StructuredOutputsParams | None:
