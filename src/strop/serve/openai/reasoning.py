@@ -123,4 +123,5 @@ def _answer(shape: StructuredOutputsParams) -> str:
         return f"answer: {' | '.join(map(json.dumps, dict.fromkeys(shape.choice)))}"
     if shape.grammar is not None:
         return f"answer: %lark {{\n{shape.grammar}\n}}"
-    return f"answer: %json {json.dumps(parse_schema(shape.schema or ''))}"
+    parse_schema(shape.schema or "")  # what is one value of JSON cannot end the rule
+    return f"answer: %json {shape.schema}"
