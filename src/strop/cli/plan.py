@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def command(validate: bool, as_json: bool) -> None:
     """Says how far the planner's model is from measurements.
 
-    With --validate it replays "Efficiently Scaling Transformer Inference": counts, communication volumes, memory and MFU
-    against the paper's tables, and the latency model against its measurements of PaLM and MT-NLG on TPU v4, most of which
-    its coefficients were not fitted to. Ends with exit code 1 if an error is larger than promised.
+    With --validate it replays "Efficiently Scaling Transformer Inference": counts, communication volumes, memory and
+    MFU against the paper's tables, and the latency model against its measurements of PaLM and MT-NLG on TPU v4, to a
+    few of which its coefficients were fitted. Ends with exit code 1 if an error is larger than promised.
     """
     if not validate:
         raise RequestError("nothing to do: give --validate")

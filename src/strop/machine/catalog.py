@@ -80,7 +80,7 @@ class Machines(NamedTuple):
     """So many devices of a kind."""
 
     device: Device
-    count: int
+    num_devices: int
 
 
 @cache
@@ -96,7 +96,7 @@ def _names() -> dict[str, str]:
 
 
 def find_machines(text: str) -> Machines:
-    """What `h200`, `h200x8`, `tpu-v4x64` or `my-device.tomlx2` stands for: a name of the catalog or a file, and a count.
+    """What `h200`, `h200x8`, `tpu-v4x64` or `my-device.tomlx2` stands for: a name of the catalog or a file, times N.
 
     Raises:
         RequestError: no such name (the nearest are listed), or a count that the device's links do not reach.
@@ -113,8 +113,8 @@ def find_machines(text: str) -> Machines:
         near = difflib.get_close_matches(name.lower(), _names(), n=3, cutoff=0.4)
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise RequestError(
-            f"no hardware is called {name!r:.80}{hint}: known are {', '.join(devices())}, each with xN for N of them, or "
-            "a file.toml of your own"
+            f"no hardware is called {name!r:.80}{hint}: known are {', '.join(devices())}, each with xN for N of them, "
+            "or a file.toml of your own"
         )
     if not 1 <= count <= device.max_devices:
         raise RequestError(
@@ -133,8 +133,7 @@ def read_device(path: Path) -> Device:
 
     Raises:
         RequestError: there is no such file.
-        FormatError: it is no TOML, has a key that is not known or lacks one that must be there, has a value out of range,
-            or a figure without a source.
+        FormatError: it is no TOML, has an unknown key or lacks one, a value out of range, or a figure without a source.
     """
     values = _read_toml(path)
 

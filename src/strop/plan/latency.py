@@ -4,10 +4,10 @@ Bytes, FLOPs and exchanges are counted; six coefficients say how far from the ha
 hold for all networks, layouts and batches of one kind of hardware, and `Coefficients()` is the ideal machine.
 
 Times compose as the programs of Pope et al. 2022 run (section 3.5, and the code released with it):
-- A product streams its weights while it multiplies: hypot(multiplying, streaming), between their maximum and their sum.
+- A product streams its weights while it multiplies: hypot(multiplying, streaming), between their maximum and sum.
 - An exchange beside a product is looped with it in S blocks, as a pipeline of two stages: max(a, b) + min(a, b) / S.
-- Exchanges over several axes go axis by axis. A ring sends both ways round, an open line one way; gathered weights snake
-  through the whole mesh one way, in as many blocks as devices.
+- Exchanges over several axes go axis by axis. A ring sends both ways round, an open line one way; gathered weights
+  snake through the whole mesh one way, in as many blocks as devices.
 - All else adds up: attention, exchanges not beside a product, a latency per block sent and one per kernel.
 """
 

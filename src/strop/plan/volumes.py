@@ -95,9 +95,10 @@ def feed_forward(
         )
     axes = GATHERED[layout]  # section 3.2.3, A.2.2
     gathered, rest = mesh.size(axes), tuple(axis for axis in reversed(AXES) if axis not in axes)
-    weights = tuple(
-        Collective("all_gather", axes, model_dim * width * gathered / mesh.size(), moves="weights", beside=beside)
-        for width, beside in ((in_width, "in"), (out_width, "out"))
+    share = model_dim * gathered / mesh.size()
+    weights = (
+        Collective("all_gather", axes, in_width * share, moves="weights", beside="in"),
+        Collective("all_gather", axes, out_width * share, moves="weights", beside="out"),
     )
     if not rest:
         return weights
