@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.core.errors import RequestError
+from strop.core.errors import RequestError, UnsupportedError
 from strop.machine.catalog import find_machines
 from strop.models.published import as_serial, published_spec, with_heads
 from strop.models.spec import Experts
@@ -107,8 +107,11 @@ def test_latencies_are_times(value: float) -> None:
 def test_what_is_not_modelled_is_refused() -> None:
     spec = published_spec("palm-8b")
     layer = replace(spec.layers[0], experts=Experts(8, 2, True))
-    with pytest.raises(RequestError, match="mixture of experts"):
+    with pytest.raises(UnsupportedError, match="mixture of experts"):
         layers_latency(replace(spec, layers=(layer,)), Pass(1, 1, 1), place(8, "ws2d", "heads"), IDEAL)
+    flat = find_machines("tpu-v5e").device
+    with pytest.raises(RequestError, match="mesh 2x2x2 has more axes than the torus of tpu-v5e, which has 2"):
+        layers_latency(spec, Pass(1, 1, 1), Placed(flat, MeshShape(2, 2, 2), "ws2d", "heads"), IDEAL)
     alone = replace(TPU, topology="none", link_bytes_per_s=0.0)
     with pytest.raises(RequestError, match="tpu-v4 has no links"):
         layers_latency(spec, Pass(1, 1, 1), Placed(alone, MeshShape(2, 1, 1), "ws2d", "heads"), IDEAL)

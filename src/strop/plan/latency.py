@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from strop.core.errors import RequestError
+from strop.core.errors import RequestError, UnsupportedError
 from strop.machine.catalog import Device
 from strop.models.spec import LayerSpec, ModelSpec
 from strop.plan.memory import ITEM_BYTES
@@ -28,6 +28,7 @@ from strop.plan.volumes import (
     MeshShape,
     attention,
     feed_forward,
+    keys_with_queries,
 )
 
 ACTIVATION_BYTES = 2
@@ -76,6 +77,7 @@ class Placed(NamedTuple):
     layout: FfnLayout
     sharding: AttentionSharding
     weight_dtype: str = "bf16"
+    """As stored and sent; products are of bf16."""
 
 
 class Pass(NamedTuple):
@@ -124,15 +126,22 @@ def layers_latency(spec: ModelSpec, step: Pass, placed: Placed, coefficients: Co
 
 
 def layer_latency(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> Seconds:
-    """Seconds of one layer. Raises RequestError for a mixture of experts, which is not modelled."""
+    """Seconds of one layer.
+
+    Raises:
+        UnsupportedError: it is a mixture of experts, which is not modelled.
+        RequestError: the mesh has more axes than the device's torus, or the device no links.
+    """
     if layer.experts is not None:
-        raise RequestError("a mixture of experts is not modelled: plan for a network without experts")
+        raise UnsupportedError(
+            f"a mixture of experts (num_experts={layer.experts.num_experts}) is not modelled: plan for another network"
+        )
     clock = _Clock(placed, coefficients)
     heads, mlp = layer.attention, layer.mlp
     head_width = heads.num_heads * heads.head_dim
     kv_width = 2 * heads.num_kv_heads * heads.head_dim
     mlp_in = mlp.ffn_dim * (2 if mlp.gated else 1)
-    kv_in_products = kv_width if heads.num_kv_heads >= placed.mesh.size() else 0
+    kv_in_products = kv_width if keys_with_queries(placed.layout, heads.num_kv_heads, placed.mesh) else 0
     blocks = (
         [(head_width + kv_in_products + mlp_in, head_width + mlp.ffn_dim)]
         if layer.parallel
@@ -153,9 +162,9 @@ def layer_latency(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, 
     )
     for collective in around:
         total = total.plus(clock.exchange(collective))
-    kernels = (PARALLEL_KERNELS if layer.parallel else SERIAL_KERNELS) + (
-        KV_KERNELS if kv_width > kv_in_products else 0
-    )
+    kernels = PARALLEL_KERNELS if layer.parallel else SERIAL_KERNELS
+    if kv_width > kv_in_products:
+        kernels += KV_KERNELS
     return total.plus(Seconds(0.0, 0.0, 0.0, kernels * coefficients.launch_latency_s))
 
 
@@ -184,8 +193,7 @@ def _block(model_dim: int, in_width: int, out_width: int, step: Pass, clock: "_C
     products = {beside: clock.product_s(step.tokens, model_dim * width, gathered) for beside, width in widths.items()}
     total = Seconds(sum(products.values()), 0.0, 0.0, 0.0)
     for collective in feed_forward(placed.layout, step.tokens, model_dim, in_width, out_width, placed.mesh):
-        product_s = products.get(collective.beside)
-        total = total.plus(clock.exchange(collective, product_s))
+        total = total.plus(clock.exchange(collective, products.get(collective.beside)))
     return total
 
 
@@ -193,9 +201,8 @@ def _attention_s(layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coe
     heads, device, devices = layer.attention, placed.device, placed.mesh.size()
     seen = min(step.context_len, heads.window_len or step.context_len)
     scores = step.tokens * seen * heads.num_heads / devices
-    over_batch = placed.sharding == "batch" or GATHERED[placed.layout] == ("x", "y", "z")
-    sequences = step.batch / min(step.batch, devices) if over_batch else step.batch
-    kv_heads = heads.num_kv_heads if over_batch else math.ceil(heads.num_kv_heads / devices)
+    batch_shards = devices if placed.sharding == "batch" else placed.mesh.size(GATHERED[placed.layout])
+    sequences, kv_heads = math.ceil(step.batch / batch_shards), math.ceil(heads.num_kv_heads * batch_shards / devices)
     cached = 2 * kv_heads * heads.head_dim * sequences * seen * ACTIVATION_BYTES
     rate = device.memory_bytes_per_s * coefficients.memory_efficiency
     cache_rate = rate
@@ -211,6 +218,11 @@ class _Clock:
 
     def __init__(self, placed: Placed, coefficients: Coefficients) -> None:
         device = placed.device
+        if device.topology == "torus" and sum(size > 1 for size in placed.mesh) > device.num_torus_axes:
+            raise RequestError(
+                f"mesh {'x'.join(map(str, placed.mesh))} has more axes than the torus of {device.name}, which has "
+                f"{device.num_torus_axes}: set one of them to 1"
+            )
         self.placed, self.coefficients = placed, coefficients
         self.closes = device.axis_closes(placed.mesh)
         self.flops_per_s = device.peak("bf16") * coefficients.matmul_efficiency

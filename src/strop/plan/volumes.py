@@ -94,7 +94,7 @@ def feed_forward(
             Collective("reduce_scatter", ("z", "y"), tokens * model_dim / x),
         )
     axes = GATHERED[layout]  # section 3.2.3, A.2.2
-    gathered, rest = mesh.size(axes), tuple(axis for axis in reversed(AXES) if axis not in axes)
+    gathered, rest = mesh.size(axes), head_axes(layout)[::-1]
     share = model_dim * gathered / mesh.size()
     weights = (
         Collective("all_gather", axes, in_width * share, moves="weights", beside="in"),
@@ -104,6 +104,16 @@ def feed_forward(
         return weights
     rows = tokens * model_dim / gathered
     return (Collective("all_gather", rest, rows), *weights, Collective("reduce_scatter", rest, rows))
+
+
+def head_axes(layout: FfnLayout) -> tuple[Axis, ...]:
+    """The axes that are left to shard heads over: all but those over which sequences are sharded."""
+    return tuple(axis for axis in AXES if axis not in GATHERED[layout])
+
+
+def keys_with_queries(layout: FfnLayout, num_kv_heads: int, mesh: MeshShape) -> bool:
+    """Whether keys and values are made by the same product as queries: there is a head of them for every device."""
+    return num_kv_heads >= mesh.size(head_axes(layout))
 
 
 def attention(
@@ -117,23 +127,24 @@ def attention(
 ) -> tuple[Collective, ...]:
     """The exchanges around attention, on `tokens` = B L new rows (section 3.3).
 
-    Keys and values of fewer heads than devices are made from the rows that a device has, summed over x, and gathered
-    (sharding over heads) or left sharded (over the batch); as many as devices are made with the queries. Sharding over
-    the batch brings the queries from heads to sequences, and the result back, by an all-to-all each.
+    Keys and values of fewer heads than devices are made from the rows that a device has. Where weights stay, E_x leaves
+    sums over x; then they are gathered (sharding over heads) or left sharded (over the batch). Sharding over the batch
+    brings queries from heads to sequences, and the result back, by an all-to-all each. Axes over which weights are
+    gathered have sharded the sequences already.
     """
-    if GATHERED[layout] == AXES:
+    gathered, rest = GATHERED[layout], head_axes(layout)
+    if not rest:
         return ()
-    devices = mesh.size()
-    kv_elements = 2.0 * num_kv_heads * head_dim * tokens
+    kv_elements = 2.0 * num_kv_heads * head_dim * tokens / mesh.size(gathered)
     if sharding == "batch":
-        queries = Collective("all_to_all", AXES, tokens * num_heads * head_dim / devices)
-        return (Collective("reduce_scatter", ("x",), kv_elements / (mesh.y * mesh.z)), queries, queries)
-    if num_kv_heads >= devices:
+        queries = Collective("all_to_all", rest, tokens * num_heads * head_dim / mesh.size())
+        if gathered:
+            return queries, queries
+        return Collective("reduce_scatter", ("x",), kv_elements / (mesh.y * mesh.z)), queries, queries
+    if keys_with_queries(layout, num_kv_heads, mesh):
         return ()
-    return (
-        Collective("all_reduce", ("x",), kv_elements / mesh.z),
-        Collective("all_gather", ("z",), kv_elements),
-    )
+    rows = Collective("all_gather", ("z",), kv_elements)
+    return (rows,) if gathered else (Collective("all_reduce", ("x",), kv_elements / mesh.z), rows)
 
 
 def ffn_volume(
