@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from strop.machine.probe import MachineRates
 from strop.models import decoder
+from strop.models.abstract import distinct_layers
 from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
@@ -47,7 +48,10 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Counts the costs of a loaded model's steps by tracing its decoder; nothing is computed."""
+    """Counts the costs of a model's steps by tracing its decoder, one layer of each kind; nothing is computed.
+
+    The parameters may be loaded or abstract (strop.models.abstract).
+    """
 
     params: Parameters
     spec: ModelSpec
@@ -62,15 +66,15 @@ class CostModel:
         """
         flops: Counter[Kind] = Counter()
         num_bytes = 0
-        for call in self.calls(num_rows, num_logits):
+        for call, times in self.calls(num_rows, num_logits):
             seen = read = 0
             if isinstance(call, AttentionCall):
                 window = call.window_len
                 seen = sum(min(n - i, window or n) for n in context_lens for i in range(num_new))
                 read = sum(min(n, (window or n) + num_new - 1) for n in context_lens)
             cost = self.cost(call, seen, read)
-            flops[cost.kind] += cost.flops
-            num_bytes += cost.bytes_read + cost.bytes_written
+            flops[cost.kind] += times * cost.flops
+            num_bytes += times * (cost.bytes_read + cost.bytes_written)
         return StepCost(dict(flops), num_bytes)
 
     def cost(self, call: Any, visible_slots: int = 0, read_slots: int = 0) -> Cost:
@@ -88,9 +92,13 @@ class CostModel:
             return Cost("f32", 0)  # neither products nor stored data
         return sample_cost.cost(call)
 
-    def calls(self, num_rows: int, num_logits: int) -> list[Any]:
-        """The operations of one step, in order; those that pick tokens have `num_logits` rows."""
-        layout, spec = self.layout, self.spec
+    def calls(self, num_rows: int, num_logits: int) -> list[tuple[Any, int]]:
+        """The operations of one step and how many times each is done; those that pick tokens have `num_logits` rows.
+
+        Of like layers the first stands for all.
+        """
+        layout = self.layout
+        params, spec, num_alike = distinct_layers(self.params, self.spec)
         groups = cache_groups(spec)
 
         def step(params: Parameters, fields: jax.Array, tables: jax.Array, counts: jax.Array) -> jax.Array:
@@ -114,8 +122,9 @@ class CostModel:
 
         ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((6, num_rows), (len(groups), num_logits, 1), (2,))]
         with record() as calls:
-            jax.eval_shape(step, self.params, *ints)
-        return calls
+            jax.eval_shape(step, params, *ints)
+        times = (1 if layer is None else num_alike[layer] for layer in calls.layers)
+        return list(zip(calls, times, strict=True))
 
     def decode_step(self, batch: int, context_len: int) -> StepCost:
         """One step of `batch` sequences of `context_len` tokens, the new one included."""
