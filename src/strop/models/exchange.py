@@ -22,6 +22,7 @@ class Exchange:
     mesh: MeshShape
     platform: Platform
     point: str
+    sent: str
 
     def split_rows(self, y: jax.Array, axes: Sequence[Axis], rows_over: Collection[Axis]) -> jax.Array:
         """y [T, N, ...] -> [T / K, N * K, ...]: rows sharded over `axes`, too, and heads over them no longer.
@@ -35,7 +36,7 @@ class Exchange:
             return y
         num_rows, num_heads = y.shape[0] // k, y.shape[1]
         chunks = axes_first(y, axes, rows_over, self.mesh).reshape(k, num_rows, *y.shape[1:])
-        received = all_to_all(chunks, axes, platform=self.platform, point=self.point)
+        received = self._all_to_all(chunks, axes)
         return jnp.moveaxis(received, 0, 1).reshape(num_rows, k * num_heads, *y.shape[2:])
 
     def join_rows(self, y: jax.Array, axes: Sequence[Axis], rows_over: Collection[Axis]) -> jax.Array:
@@ -50,13 +51,17 @@ class Exchange:
             return y
         num_rows, num_heads = y.shape[0], y.shape[1] // k
         chunks = jnp.moveaxis(y.reshape(num_rows, k, num_heads, *y.shape[2:]), 1, 0)
-        received = all_to_all(chunks, axes, platform=self.platform, point=self.point)
+        received = self._all_to_all(chunks, axes)
         others = [axis for axis in AXES if axis not in axes and axis not in rows_over]
         stored = [*axes, *others]
         parted = received.reshape(*(self.mesh.size((axis,)) for axis in stored), -1, num_heads, *y.shape[2:])
         order = [stored.index(axis) for axis in AXES if axis in stored]
         ordered = parted.transpose(*order, *range(len(order), parted.ndim))
         return ordered.reshape(num_rows * k, num_heads, *y.shape[2:])
+
+    def _all_to_all(self, chunks: jax.Array, axes: Sequence[Axis]) -> jax.Array:
+        received = all_to_all(chunks.astype(self.sent), axes, platform=self.platform, point=self.point)
+        return received.astype(chunks.dtype)
 
 
 def own_rows(y: jax.Array, axes: Sequence[Axis], rows_over: Collection[Axis], mesh: MeshShape) -> jax.Array:

@@ -15,10 +15,11 @@ has by its part of the weights.
 A block is attention, mlp, or both at once: a parallel block exchanges for both together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ from strop.models.mesh import (
 from strop.models.spec import Attention
 from strop.ops.attention import Rows
 from strop.ops.collective import all_gather, all_reduce, own_chunk, reduce_scatter
+from strop.ops.collective.looped import all_gather_matmul, matmul_reduce_scatter
 from strop.ops.dispatch import Platform
 from strop.ops.embed import embed
 from strop.ops.linear.reference import activate
@@ -64,6 +66,8 @@ class Partition:
     kv_dtype: KvDtype = "bf16"
     sent: Sent = "float32"
     """As what activations travel; bfloat16 rounds partial sums, too."""
+    looped: bool = False
+    """Whether {block}.in and {block}.out go around a ring while their products are computed chunk by chunk."""
 
     @property
     def row_axes(self) -> tuple[Axis, ...]:
@@ -118,21 +122,31 @@ class Partition:
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """See Layout."""
         block = _block(attention, mlp)
-        x = self._gather(x, [axis for axis in self.x_axes if axis not in self.in_axes], 1, f"{block}.in")
-        source = _Source(self, x, counts)
-        queries: list[jax.Array] = []
-        hidden: list[jax.Array] = []
+        wanted: list[_Wanted] = []
         if attention is not None:
-            queries = self._queries(attention, source, block)
+            wanted += [self._queries(attention, block), self._kv(attention, block)]
         if mlp is not None:
-            hidden = self._hidden(mlp, source, block)
-        scattered = self._scatter_together([*queries, *hidden], f"{block}.hidden")
+            wanted.append(self._hidden(mlp, block))
+        products = self._products(x, counts, wanted, block)
+        heads: list[jax.Array] = []
+        kv = None
+        if attention is not None:
+            heads.append(products.pop(0))
+            kv = products.pop(0)
+            if self._has_own_kv_heads(attention.spec):
+                heads, kv = heads + jnp.split(kv, 2, axis=1), None
+        hidden = (
+            jnp.split(products.pop(), 1 + mlp.spec.gated, axis=1)
+            if mlp is not None and self._is_unfinished
+            else products
+        )
+        scattered = self._scatter_together([*heads, *hidden], f"{block}.hidden")
         qkv = activated = None
         if attention is not None:
-            qkv = self._to_attention(attention, scattered[: len(queries)], source, block)
+            qkv = self._to_attention(attention, scattered[: len(heads)], kv)
         if mlp is not None:
-            activated = jnp.concatenate(scattered[len(queries) :], axis=1)
-            if self._is_partial:
+            activated = jnp.concatenate(scattered[len(heads) :], axis=1)
+            if self._is_unfinished:
                 bias = self._hidden_bias(mlp)
                 activated = activated if bias is None else activated + bias
                 activated = activate(activated, mlp.spec.activation, mlp.spec.gated)
@@ -173,9 +187,7 @@ class Partition:
                 list(zip(whole, matrices, strict=True)), counts, self.platform, scale=scale, residual=residual
             )
         products = [(y, matrix._replace(bias=None)) for y, matrix in zip(whole, matrices, strict=True)]
-        partial = add_products(products, counts, self.platform)
-        axes = [axis for axis in self.x_axes if axis not in self.in_axes]
-        total = self._reduce_scatter(partial, axes, 1, f"{block}.out")
+        total = self._add_up(products, counts, f"{block}.out")
         for matrix in matrices:
             own = self._with_own_bias(matrix, self.x_axes).bias
             total = total if own is None else total + own
@@ -193,7 +205,8 @@ class Partition:
     ) -> jax.Array:
         """See Layout."""
         if norm is not None and self.mesh.size(self.x_axes) > 1:
-            x, norm = self._norm(x, norm, self.x_axes), None
+            x = _NormScales(self, x, self.x_axes).apply(norm, x, jax.lax.axis_index(self.x_axes))
+            norm = None
         counts = self._counts(counts, x.shape[0])
         return add_norm(x, norm, counts, platform=self.platform, scale=scale, residual=residual)
 
@@ -231,28 +244,33 @@ class Partition:
 
     # What goes into attention and comes out of it
 
-    def _queries(self, attention: AttentionIn, source: "_Source", block: str) -> list[jax.Array]:
-        """Queries [T_rows, N_out H], and keys and values, if they are sharded alike."""
+    def _queries(self, attention: AttentionIn, block: str) -> "_Wanted":
+        """Queries [T_rows, N_out H]."""
         placement = PLACEMENTS[self.name]
         matrix = self._gathered(attention.qkv, placement.ffn, placement.embed, 1, block)
-        queries = [source.times(attention.norm, matrix._replace(bias=None))]
-        if self._has_own_kv_heads(attention.spec):
-            queries += jnp.split(source.times(attention.norm, self._kv_matrix(attention, block)), 2, axis=1)
-        return queries
+        return _Wanted(attention.norm, matrix._replace(bias=None))
 
-    def _to_attention(
-        self, attention: AttentionIn, queries: list[jax.Array], source: "_Source", block: str
-    ) -> jax.Array:
+    def _kv(self, attention: AttentionIn, block: str) -> "_Wanted":
+        """Keys and values [T, 2 K_kv H]. No product is done twice where attention is sharded over the batch: devices with
+        the same weights then take different rows."""
+        placement = PLACEMENTS[self.name]
+        stored = kv_axes(placement, self.mesh, attention.spec.num_kv_heads)
+        assert attention.kv is not None, "a partitioned network keeps queries apart: see strop.models.sharding"
+        matrix = self._gathered(attention.kv._replace(bias=None), stored, placement.embed, 2, block)
+        own = self._spare_axes(attention.spec) if self.attention == "batch" else ()
+        return _Wanted(attention.norm, matrix, own)
+
+    def _to_attention(self, attention: AttentionIn, heads: list[jax.Array], kv: jax.Array | None) -> jax.Array:
         """Queries, keys and values [T', (N' + 2 K') H] of the view that attention has."""
         spec = attention.spec
-        by_head = [part.reshape(part.shape[0], -1, spec.head_dim) for part in queries]
+        parts = [part.reshape(part.shape[0], -1, spec.head_dim) for part in heads]
         if self.attention == "heads":
-            parts = [self._exchange.join_rows(part, self.row_axes[::-1], ()) for part in by_head]
-            if len(parts) == 1:
-                parts += self._shared_kv(attention, source, block)
+            parts = [self._exchange.join_rows(part, self.row_axes[::-1], ()) for part in parts]
+            parts += [] if kv is None else self._shared_kv(spec, kv)
         else:
-            parts = [self._exchange.split_rows(part, self.head_axes, self.row_axes) for part in by_head]
-            parts += self._kv_of_own_rows(attention, source, block)
+            assert kv is not None
+            parts = [self._exchange.split_rows(part, self.head_axes, self.row_axes) for part in parts]
+            parts += self._kv_of_own_rows(spec, kv)
         qkv = jnp.concatenate(parts, axis=1)
         qkv = qkv.reshape(qkv.shape[0], -1)
         bias = self._qkv_bias(attention)
@@ -277,17 +295,13 @@ class Partition:
         stored = kv_axes(PLACEMENTS[self.name], self.mesh, spec.num_kv_heads)
         return tuple(axis for axis in stored if axis not in self.row_axes)
 
-    def _kv_matrix(self, attention: AttentionIn, block: str) -> Matrix:
-        """[2 K_kv H, D_in]."""
-        placement = PLACEMENTS[self.name]
-        stored = kv_axes(placement, self.mesh, attention.spec.num_kv_heads)
-        assert attention.kv is not None, "a partitioned network keeps queries apart: see strop.models.sharding"
-        return self._gathered(attention.kv._replace(bias=None), stored, placement.embed, 2, block)
+    def _spare_axes(self, spec: Attention) -> tuple[Axis, ...]:
+        """Axes whose devices have the same rows and the same weights of keys and values."""
+        taken = (*self.row_axes, *self.in_axes, *self._kv_axes(spec))
+        return tuple(axis for axis in AXES if axis not in taken)
 
-    def _shared_kv(self, attention: AttentionIn, source: "_Source", block: str) -> list[jax.Array]:
+    def _shared_kv(self, spec: Attention, kv: jax.Array) -> list[jax.Array]:
         """Key and value [T, 1, H] of this device's queries, where several devices share a head."""
-        spec = attention.spec
-        kv = source.times(attention.norm, self._kv_matrix(attention, block))
         kv = self._sum(kv, self.in_axes, "attention.kv")
         kv = self._gather(kv, self.row_axes, 0, "attention.kv")
         kv = kv.reshape(kv.shape[0], 2, -1, spec.head_dim)
@@ -298,16 +312,12 @@ class Partition:
         own = jax.lax.dynamic_slice_in_dim(kv, head, 1, 2)
         return [own[:, 0], own[:, 1]]
 
-    def _kv_of_own_rows(self, attention: AttentionIn, source: "_Source", block: str) -> list[jax.Array]:
-        """Keys and values [T', K, H] of this device's rows. No product is done twice: devices with the same weights
-        take different rows."""
-        spec, over_heads = attention.spec, self._kv_axes(attention.spec)
-        spare = [axis for axis in AXES if axis not in (*self.row_axes, *self.in_axes, *over_heads)]
-        kv = source.times(attention.norm, self._kv_matrix(attention, block), own=spare)
-        rows_over = (*self.row_axes, *spare)
+    def _kv_of_own_rows(self, spec: Attention, kv: jax.Array) -> list[jax.Array]:
+        """Keys and values [T', K, H] of this device's rows."""
+        rows_over = (*self.row_axes, *self._spare_axes(spec))
         kv = self._reduce_scatter(axes_first(kv, self.in_axes, rows_over, self.mesh), self.in_axes, 0, "attention.kv")
         by_head = jnp.moveaxis(kv.reshape(kv.shape[0], 2, -1, spec.head_dim), 1, 2)  # [T, K, 2, H]
-        by_head = self._exchange.split_rows(by_head, over_heads, (*rows_over, *self.in_axes))
+        by_head = self._exchange.split_rows(by_head, self._kv_axes(spec), (*rows_over, *self.in_axes))
         return [by_head[:, :, 0], by_head[:, :, 1]]
 
     def _qkv_bias(self, attention: AttentionIn) -> jax.Array | None:
@@ -326,15 +336,14 @@ class Partition:
 
     # The MLP's hidden layer
 
-    def _hidden(self, mlp: MlpIn, source: "_Source", block: str) -> list[jax.Array]:
-        """Activations [T_rows, F_out]; where sums are still to be added, what goes into them: gate and up."""
-        placement, num_parts = PLACEMENTS[self.name], 1 + mlp.spec.gated
-        matrix = self._gathered(mlp.gate_up, placement.ffn, placement.embed, num_parts, block)
-        if self._is_partial:
-            return jnp.split(source.times(mlp.norm, matrix._replace(bias=None)), num_parts, axis=1)
+    def _hidden(self, mlp: MlpIn, block: str) -> "_Wanted":
+        """Activations [T_rows, F_out]; unfinished, what goes into them."""
+        placement, gated = PLACEMENTS[self.name], mlp.spec.gated
+        matrix = self._gathered(mlp.gate_up, placement.ffn, placement.embed, 1 + gated, block)
+        if self._is_unfinished:
+            return _Wanted(mlp.norm, matrix._replace(bias=None))
         matrix = matrix._replace(layer=0, bias=self._hidden_bias(mlp))
-        activation, gated = mlp.spec.activation, mlp.spec.gated
-        return [source.times(mlp.norm, matrix, activation=activation, gated=gated)]
+        return _Wanted(mlp.norm, matrix, fused={"activation": mlp.spec.activation, "gated": gated})
 
     def _hidden_bias(self, mlp: MlpIn) -> jax.Array | None:
         """[1, F_(out, in)] or that of gate and up."""
@@ -351,8 +360,74 @@ class Partition:
         return self.mesh.size(self.in_axes) > 1
 
     @property
+    def _edge_axes(self) -> tuple[Axis, ...]:
+        """Axes over which a block gathers its input and scatters its output."""
+        return tuple(axis for axis in self.x_axes if axis not in self.in_axes)
+
+    @property
+    def _is_looped(self) -> bool:
+        return self.looped and self.mesh.size(self._edge_axes) > 1
+
+    @property
+    def _is_unfinished(self) -> bool:
+        """Whether something is left to add up when a first product is there."""
+        return self._is_partial or self._is_looped
+
+    def _products(self, x: jax.Array, counts: jax.Array, wanted: list["_Wanted"], block: str) -> list[jax.Array]:
+        """All first products of a block, with one exchange of x [T_rows, D_others]."""
+        point, axes = f"{block}.in", self._edge_axes
+        counts = self._counts(counts, x.shape[0])
+        if self._is_looped:
+            scales = _NormScales(self, x, self.x_axes)
+            k, sent = self.mesh.size(axes), x.astype(self.sent)
+
+            def multiply(chunk: jax.Array, i: jax.Array) -> list[jax.Array]:
+                place = jax.lax.axis_index(self.in_axes) * k + i if self.in_axes else i
+                return [
+                    self._times(scales.apply(one.norm, chunk.astype(jnp.float32), place), one, counts, i)
+                    for one in wanted
+                ]
+
+            return all_gather_matmul(sent, axes, multiply, platform=self.platform, point=point)
+        x = self._gather(x, axes, 1, point)
+        if not self._is_partial:
+            return [self._times(x, one, counts, norm=one.norm) for one in wanted]
+        scales = _NormScales(self, x, self.in_axes)
+        place = jax.lax.axis_index(self.in_axes)
+        return [self._times(scales.apply(one.norm, x, place), one, counts) for one in wanted]
+
+    def _times(
+        self,
+        x: jax.Array,
+        wanted: "_Wanted",
+        counts: jax.Array,
+        chunk: jax.Array | None = None,
+        norm: Norm | None = None,
+    ) -> jax.Array:
+        """x [T_rows, len] times a matrix, or times the chunk of its columns that is so long; for the own rows wanted."""
+        if self.mesh.size(wanted.own) > 1:
+            x = own_rows(x, wanted.own, self.row_axes, self.mesh)
+            counts = _all_rows(x.shape[0])
+        matrix = wanted.matrix if chunk is None else _chunk(wanted.matrix, chunk, x.shape[1], 1)
+        return multiply(x, matrix, counts, self.platform, norm=norm, **wanted.fused)
+
+    def _add_up(self, products: list[tuple[jax.Array, Matrix]], counts: jax.Array, point: str) -> jax.Array:
+        """This device's columns of the sum of all second products: [T_rows, D_others]."""
+        axes = self._edge_axes
+        if not self._is_looped:
+            return self._reduce_scatter(add_products(products, counts, self.platform), axes, 1, point)
+        num_rows, dim = products[0][0].shape[0], products[0][1].weight.shape[0]
+        length = dim // self.mesh.size(axes)
+
+        def multiply(i: jax.Array) -> jax.Array:
+            chunks = [(y, _chunk(matrix, i, length, 0)) for y, matrix in products]
+            return add_products(chunks, counts, self.platform)
+
+        return matmul_reduce_scatter(multiply, (num_rows, dim), self.sent, axes, platform=self.platform, point=point)
+
+    @property
     def _exchange(self) -> Exchange:
-        return Exchange(self.mesh, self.platform, "attention.heads")
+        return Exchange(self.mesh, self.platform, "attention.heads", self.sent)
 
     def _gather(self, x: jax.Array, axes: Sequence[Axis], dim: int, point: str) -> jax.Array:
         whole = all_gather(x.astype(self.sent), axes, dim, platform=self.platform, point=point)
@@ -406,19 +481,6 @@ class Partition:
         data = parts.reshape(1, -1, parts.shape[2])
         return matrix._replace(weight=Weight(data, "dense", data.shape[1:]), index=0)
 
-    def _norm(self, x: jax.Array, norm: Norm, axes: Sequence[Axis]) -> jax.Array:
-        """The norm of x [T, D_axes], in float32."""
-        dim = x.shape[1] * self.mesh.size(axes)
-
-        def mean(y: jax.Array) -> jax.Array:
-            total = jnp.sum(y, axis=1, keepdims=True)
-            return all_reduce(total, axes, platform=self.platform, point="norm") / dim
-
-        if norm.kind == "layer":
-            x = x - mean(x)
-        y = x * jax.lax.rsqrt(mean(jnp.square(x)) + norm.eps) * own_chunk(norm.weight[norm.row][None], axes, 1)
-        return y if norm.bias is None else y + own_chunk(norm.bias[norm.row][None], axes, 1)
-
     def _with_own_bias(self, matrix: Matrix, axes: Sequence[Axis]) -> Matrix:
         """The matrix with the part [1, N_axes] of its bias."""
         if matrix.bias is None:
@@ -430,25 +492,62 @@ class Partition:
         return counts if self.mesh.size(self.row_axes) == 1 else _all_rows(num_rows)
 
 
-class _Source:
-    """The input of a block: x [T_rows, D_in], and its norms."""
+class _Wanted(NamedTuple):
+    """A first product: norm(x) @ matrix.T."""
 
-    def __init__(self, layout: Partition, x: jax.Array, counts: jax.Array) -> None:
-        self._layout, self._x = layout, x
-        self._counts = layout._counts(counts, x.shape[0])
-        self._normed: dict[int, jax.Array] = {}
+    norm: Norm | None
+    matrix: Matrix
+    own: Sequence[Axis] = ()
+    """Axes over which only this device's rows are wanted."""
+    fused: Mapping[str, Any] = MappingProxyType({})
+    """What `linear` is to do with it."""
 
-    def times(self, norm: Norm | None, matrix: Matrix, own: Sequence[Axis] = (), **fused: Any) -> jax.Array:
-        """norm(x) @ matrix.T, for x's own rows over the axes `own`."""
-        layout, x, counts = self._layout, self._x, self._counts
-        if norm is not None and layout._is_partial:
-            if id(norm) not in self._normed:
-                self._normed[id(norm)] = layout._norm(x, norm, layout.in_axes)
-            x, norm = self._normed[id(norm)], None
-        if layout.mesh.size(own) > 1:
-            x = own_rows(x, own, layout.row_axes, layout.mesh)
-            counts = _all_rows(x.shape[0])
-        return multiply(x, matrix, counts, layout.platform, norm=norm, **fused)
+
+class _NormScales:
+    """Norms of rows that are spread over devices, in float32: what is known of whole rows x [T, D_axes]."""
+
+    def __init__(self, layout: Partition, x: jax.Array, axes: Sequence[Axis]) -> None:
+        self._layout, self._x, self._axes = layout, x, axes
+        self._found: dict[tuple[str, float], tuple[jax.Array | None, jax.Array]] = {}
+
+    def apply(self, norm: Norm | None, x: jax.Array, place: jax.Array) -> jax.Array:
+        """The norm of columns x [T, len], the `place`-th that are so long."""
+        if norm is None:
+            return x
+        mean, scale = self._of_rows(norm)
+        weight, bias = (
+            None if vectors is None else _slice(vectors[norm.row][None], place, x.shape[1], 1)
+            for vectors in (norm.weight, norm.bias)
+        )
+        y = (x if mean is None else x - mean) * scale * weight
+        return y if bias is None else y + bias
+
+    def _of_rows(self, norm: Norm) -> tuple[jax.Array | None, jax.Array]:
+        """Mean, if it is subtracted, and factor [T, 1] of each row."""
+        found = self._found.get((norm.kind, norm.eps))
+        if found is None:
+            mean = self._mean(self._x) if norm.kind == "layer" else None
+            centred = self._x if mean is None else self._x - mean
+            found = mean, jax.lax.rsqrt(self._mean(jnp.square(centred)) + norm.eps)
+            self._found[norm.kind, norm.eps] = found
+        return found
+
+    def _mean(self, y: jax.Array) -> jax.Array:
+        total = jnp.sum(y, axis=1, keepdims=True)
+        layout, dim = self._layout, y.shape[1] * self._layout.mesh.size(self._axes)
+        return all_reduce(total, self._axes, platform=layout.platform, point="norm") / dim
+
+
+def _chunk(matrix: Matrix, i: jax.Array, length: int, dim: int) -> Matrix:
+    """The i-th so many rows (`dim` 0) or columns of a matrix."""
+    weight = matrix.weight
+    assert isinstance(weight, Weight) and weight.format == "dense"
+    data = _slice(jnp.asarray(weight.data)[matrix.index], i, length, dim)[None]
+    return matrix._replace(weight=Weight(data, "dense", data.shape[1:]), index=0)
+
+
+def _slice(x: jax.Array, i: jax.Array, length: int, dim: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * length, length, dim)
 
 
 def _block(attention: object | None, mlp: object | None) -> str:
