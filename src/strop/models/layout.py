@@ -20,7 +20,8 @@ class Matrix(NamedTuple):
     """One matrix of a stack, and its bias."""
 
     weight: AnyWeight
-    index: int
+    at: int
+    """Which one."""
     layer: int = 0
     """Row of the bias."""
     bias: jax.Array | None = None
@@ -207,7 +208,7 @@ def multiply(x: jax.Array, matrix: Matrix, counts: jax.Array, platform: Platform
     return linear(
         x,
         matrix.weight,
-        matrix.index,
+        matrix.at,
         counts,
         platform=platform,
         layer=matrix.layer,

@@ -66,6 +66,31 @@ class Placement:
         """Rows of embedding and head."""
         return tuple(axis for axis in AXES if axis in (*self.embed, *self.ffn))
 
+    @property
+    def stream(self) -> tuple[Axis, ...]:
+        """D of the residual stream: all but the rows'."""
+        return tuple(axis for axis in AXES if axis not in self.rows)
+
+    @property
+    def partial_in(self) -> tuple[Axis, ...]:
+        """Over which the sums of a first product are to be added: D of weights, once they are gathered."""
+        return tuple(axis for axis in self.embed if axis not in self.rows)
+
+    @property
+    def partial_out(self) -> tuple[Axis, ...]:
+        """The same of a second product: F and heads of weights."""
+        return tuple(axis for axis in self.ffn if axis not in self.rows)
+
+    @property
+    def edge(self) -> tuple[Axis, ...]:
+        """Over which a block gathers its input and scatters its output: `partial_out`, in the order of AXES."""
+        return tuple(axis for axis in AXES if axis in self.partial_out)
+
+    @property
+    def heads(self) -> tuple[Axis, ...]:
+        """Queries when they have been projected, the hidden layer, and what attention gives before it is projected."""
+        return (*self.partial_out, *self.partial_in)
+
 
 PLACEMENTS: dict[LayoutName, Placement] = {
     "ws1d": Placement((), HEAD_AXES, ()),

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from strop.core.errors import UnsupportedError
 from strop.models.cache import cache_groups
-from strop.models.mesh import AXES, HEAD_AXES, PLACEMENTS, Axis, MeshShape, check_placement, kv_axes, stored_axes
+from strop.models.mesh import AXES, HEAD_AXES, Axis, MeshShape, check_placement, kv_axes, stored_axes
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.params import inventory
 from strop.models.partition import Partition
@@ -50,20 +50,20 @@ def on_mesh(
 
 def hidden_spec(layout: Partition) -> P:
     """Of what `forward` returns, float32 [T, D]."""
-    return P(layout.row_axes, layout.x_axes)
+    return P(layout.placement.rows, layout.placement.stream)
 
 
 def rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -> Parameters:
     """Dense parameters of one device in the order in which the layout shards them; the `shape` of a weight is that of a
     device's part. To be traced or run.
 
-    Queries come apart from keys and values, the vocabulary is padded until the mesh divides it, and parts that are joined
-    (keys and values, gate and up) lie together shard by shard.
+    Queries come apart from keys and values, the vocabulary is padded until the mesh divides it, and parts that are
+    joined (keys and values, gate and up) lie together shard by shard.
 
     Raises:
         UnsupportedError: the mesh does not divide the network.
     """
-    check_placement(spec, PLACEMENTS[layout.name], layout.mesh, layout.attention)
+    check_placement(spec, layout.placement, layout.mesh, layout.attention)
     members = _members(params)
     weights: dict[str, AnyWeight] = {}
     for name, weight in params.weights.items():
@@ -78,7 +78,7 @@ def rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -> Parame
 
 def _parts(role: str, data: jax.Array, layer: LayerSpec, layout: Partition) -> dict[str, jax.Array]:
     """The stacks [L, N, K] that one becomes."""
-    mesh, placement, heads = layout.mesh, PLACEMENTS[layout.name], layer.attention
+    mesh, placement, heads = layout.mesh, layout.placement, layer.attention
     if role == "qkv":
         ends = (heads.num_heads * heads.head_dim, (heads.num_heads + heads.num_kv_heads) * heads.head_dim)
         q, k, v = jnp.split(data, ends, axis=1)
@@ -122,7 +122,7 @@ def _stored_axes(role: str, layer: int, spec: ModelSpec, layout: Partition) -> t
     """Of the rows and the columns of a stack's matrices."""
     path = role if role in _TABLES else f"layers.{layer}.{_ALIKE.get(role, role)}"
     num_kv_heads = spec.layers[layer].attention.num_kv_heads
-    return stored_axes(inventory(spec)[path], PLACEMENTS[layout.name], layout.mesh, num_kv_heads)
+    return stored_axes(inventory(spec)[path], layout.placement, layout.mesh, num_kv_heads)
 
 
 def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> Parameters:
@@ -183,7 +183,7 @@ def new_caches(
 
 
 def to_batch_cache(cache: jax.Array, block_ids: jax.Array, num_kv_heads: int, layout: Partition) -> jax.Array:
-    """A cache array that was sharded over heads, sharded over the batch: inside a shard_map, between prefill and decode.
+    """A cache array that was sharded over heads, over the batch: in a shard_map, between prefill and decode.
 
     Args:
         cache: this device's part [L, 2, P, block_len, K', H] (xla's).

@@ -5,6 +5,7 @@ As many bytes are sent as by the collective itself, in K - 1 messages. The mesh'
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,8 +24,8 @@ def all_gather_matmul(
     platform: Platform,
     point: str,
 ) -> Products:
-    """The sums over all chunks of multiply(chunk, i), where chunk i is device i's x: products with the gathered x, whose
-    columns are the chunks."""
+    """The sums over all chunks of multiply(chunk, i), where chunk i is device i's x: products with the gathered x,
+    whose columns are the chunks."""
     return _run("all_gather", x.shape, x.dtype, axes, platform, point)(x, multiply)
 
 
@@ -52,12 +53,12 @@ def _run(
 ) -> Callable[..., Any]:
     axes = tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
     call = CollectiveCall(kind, shape, jax.numpy.dtype(dtype).name, axes, axes_size(axes), point, looped=True)
-    ring = _gather if kind == "all_gather" else _scatter
-    implementation = Implementation("ring", ("native", "xla"), lambda *args: ring(*args, call))
+    ring: Callable[..., Any] = _gather if kind == "all_gather" else _scatter
+    implementation = Implementation("ring", ("native", "xla"), partial(ring, call))
     return resolve((implementation,), call, platform)
 
 
-def _gather(x: jax.Array, multiply: Callable[[jax.Array, jax.Array], Products], call: CollectiveCall) -> Products:
+def _gather(call: CollectiveCall, x: jax.Array, multiply: Callable[[jax.Array, jax.Array], Products]) -> Products:
     k = call.num_devices
     here = jax.lax.axis_index(call.axes)
     totals = multiply(x, here)
@@ -67,7 +68,7 @@ def _gather(x: jax.Array, multiply: Callable[[jax.Array, jax.Array], Products], 
     return totals
 
 
-def _scatter(multiply: Callable[[jax.Array], jax.Array], dtype: Any, call: CollectiveCall) -> jax.Array:
+def _scatter(call: CollectiveCall, multiply: Callable[[jax.Array], jax.Array], dtype: Any) -> jax.Array:
     k = call.num_devices
     here = jax.lax.axis_index(call.axes)
     total = multiply((here - 1) % k)
