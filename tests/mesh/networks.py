@@ -17,12 +17,13 @@ from strop.models.parameters import Parameters
 from strop.models.params import inventory
 from strop.models.partition import Partition
 from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, QkNorm, Rope
-from strop.ops.attention import Rows, new_cache
+from strop.ops.attention import Rows
 
 BLOCK_LEN = 2
-PROMPT_LEN = 2
+STEPS = ((0, 2), (2, 1), (3, 1))
+"""First token and number of tokens of a sequence in each step: a prompt, and two more."""
 NUM_BLOCKS = 2
-"""Of a sequence: a prompt and the two tokens after it."""
+"""Of a sequence."""
 
 RMS = Norm("rms", 1e-5)
 LAYER = Norm("layer", 1e-5, bias=True)
@@ -42,7 +43,6 @@ def _heads(num_kv_heads: int, **options: Any) -> Attention:
 
 NETWORKS = {
     "multiquery_parallel": _network(LayerSpec(_heads(1), SWIGLU, RMS, None, parallel=True)),
-    "multiquery_serial": _network(LayerSpec(_heads(1), SWIGLU, RMS, RMS)),
     "grouped_serial": _network(LayerSpec(_heads(4), SWIGLU, RMS, RMS), tied_embeddings=False),
     "grouped_plain_biased": _network(
         LayerSpec(
@@ -129,18 +129,13 @@ def step_of(spec: ModelSpec, layout: Layout) -> Callable[[Parameters, Rows, Any]
 
 
 def on_one_device(spec: ModelSpec, params: Parameters, steps: Steps) -> list[np.ndarray]:
-    """Logits of the prompts and of two tokens after them."""
-    layout = Single("xla", BLOCK_LEN)
-    heads = spec.layers[0].attention
-    step = jax.jit(step_of(spec, layout))
-    caches: Any = (
-        new_cache("xla", spec.num_layers, steps.blocks_per_cache, heads.num_kv_heads, heads.head_dim, BLOCK_LEN),
-    )
-    logits = []
-    for first, count in ((0, PROMPT_LEN), (PROMPT_LEN, 1), (PROMPT_LEN + 1, 1)):
-        out, caches = step(params, steps.rows(first, count), caches)
-        logits.append(np.asarray(out))
-    return logits
+    """Logits of the prompts, and of each of two tokens after them: all rows in one step, without a cache."""
+    parts = [steps.rows(first, count).fields for first, count in STEPS]
+    fields = jnp.concatenate(parts, axis=1)
+    rows = Rows(fields, jnp.zeros((1, 1), jnp.int32), jnp.full(2, fields.shape[1], jnp.int32))
+    logits, _ = jax.jit(step_of(spec, Single("xla")))(params, rows, None)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    return np.split(np.asarray(logits), ends[:-1])
 
 
 def layout_of(text: str, mesh: MeshShape) -> Partition:

@@ -5,12 +5,14 @@ python run_cases.py 2x4x2 NETWORK:PREFILL_LAYOUT:DECODE_LAYOUT ...
 
 import json
 import sys
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from networks import NETWORKS, PROMPT_LEN, Steps, layout_of, on_one_device, random_parameters, step_of
+from networks import NETWORKS, STEPS, Steps, layout_of, on_one_device, random_parameters, step_of
 from stablehlo import collectives
 
 from strop.models.mesh import MeshShape
@@ -25,6 +27,8 @@ from strop.ops.dispatch import record
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+NUM_SEQS = 16
+
 
 class OnMesh:
     """A network on a mesh, in one layout after another."""
@@ -36,12 +40,12 @@ class OnMesh:
         self.caches = new_caches(spec, layout, self.mesh, [steps.blocks_per_cache])
         self.bytes: list[tuple[int, int]] = []
 
-    def steps(self, layout: Partition, steps: Steps, firsts_and_counts: list[tuple[int, int]]) -> list[np.ndarray]:
+    def steps(self, layout: Partition, steps: Steps, which: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Logits of each."""
         assert parameter_specs(self.params, self.spec, layout) == self.param_specs, "one set of stored weights"
         specs = self.param_specs, P(), (cache_spec(layout),)
         sharded = on_mesh(step_of(self.spec, layout), self.mesh, specs, (P(), specs[2]))
-        rows = [steps.rows(*which) for which in firsts_and_counts]
+        rows = [steps.rows(first, count) for first, count in which]
         with record() as calls:
             lowered = jax.jit(sharded).lower(self.params, rows[0], self.caches)
         recorded = sum(cost(call).bytes_sent for call in calls if isinstance(call, CollectiveCall))
@@ -65,24 +69,28 @@ class OnMesh:
         self.caches = (jax.jit(move)(self.caches[0]),)
 
 
-def run(mesh: MeshShape, case: str) -> dict[str, Any]:
-    name, *layouts = case.split(":")
+@cache
+def one_device(name: str) -> tuple[Parameters, list[np.ndarray]]:
+    params = random_parameters(NETWORKS[name])
+    return params, on_one_device(NETWORKS[name], params, Steps(NUM_SEQS))
+
+
+def run(case: str) -> dict[str, Any]:
+    shape, name, *layouts = case.split(":")
+    mesh = MeshShape.parse(shape)
     spec = NETWORKS[name]
-    params = random_parameters(spec)
-    num_seqs = 8 if mesh.size() == 8 else 16
+    params, expected = one_device(name)
     prefill, decode = (layout_of(text, mesh) for text in layouts)
-    before, after = (Steps(num_seqs, mesh.size() if each.attention == "batch" else 1) for each in (prefill, decode))
+    before, after = (Steps(NUM_SEQS, mesh.size() if each.attention == "batch" else 1) for each in (prefill, decode))
     network = OnMesh(spec, params, prefill, before)
-    logits = network.steps(prefill, before, [(0, PROMPT_LEN)])
+    logits = network.steps(prefill, before, STEPS[:1])
     if (prefill.attention, decode.attention) == ("heads", "batch"):
         network.to_batch(before, prefill, decode)
-    logits += network.steps(decode, after, [(PROMPT_LEN, 1), (PROMPT_LEN + 1, 1)])
-    expected = on_one_device(spec, params, Steps(num_seqs))
+    logits += network.steps(decode, after, STEPS[1:])
     errors = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(logits, expected, strict=True)]
     return {"errors": errors, "bytes": network.bytes}
 
 
 if __name__ == "__main__":
-    shape = MeshShape.parse(sys.argv[1])
-    for case in sys.argv[2:]:
-        print(json.dumps([case, run(shape, case)]), flush=True)
+    for case in sys.argv[1:]:
+        print(json.dumps([case, run(case)]), flush=True)

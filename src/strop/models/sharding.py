@@ -141,7 +141,7 @@ def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> P
 
 def shard(params: Parameters, spec: ModelSpec, layout: Partition, mesh: Mesh) -> Parameters:
     """Parameters of one device on a mesh. Raises UnsupportedError when it does not divide the network."""
-    stored = rearranged(params, spec, layout)
+    stored = jax.jit(rearranged, static_argnums=(1, 2))(params, spec, layout)
     specs = parameter_specs(stored, spec, layout)
     return jax.tree.map(lambda array, where: jax.device_put(array, NamedSharding(mesh, where)), stored, specs)
 
