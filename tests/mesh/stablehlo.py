@@ -18,16 +18,13 @@ class Found(NamedTuple):
     num_devices: int
     """2 for a permutation, which is between pairs."""
     bytes_sent: int
-    """By each device, in all iterations of the loops around it."""
+    """By each device, however often it runs."""
 
 
 def collectives(text: str) -> list[Found]:
-    """All of them, in order. Fails for one outside the main function, which may be called several times."""
-    main_end = text.find("func.func private")
-    loops = [_loop(text, match.start()) for match in re.finditer(r"stablehlo\.while\(", text)]
+    """All of them, in the order of the text."""
     found = []
     for op in _OP.finditer(text):
-        assert main_end < 0 or op.start() < main_end, "a collective in a private function"
         types = _TYPES.search(text, op.start())
         assert types is not None
         given, made = map(_num_bytes, types.groups())
@@ -43,9 +40,18 @@ def collectives(text: str) -> list[Found]:
             "all_to_all": given * (k - 1) // k,
             "collective_permute": given,
         }[kind]
-        trips = math.prod(count for begin, end, count in loops if begin <= op.start() < end)
-        found.append(Found(kind, k, sent * trips))
+        found.append(Found(kind, k, sent * _num_runs(text, op.start())))
     return found
+
+
+def _num_runs(text: str, at: int) -> int:
+    """How often a place in the text runs: the trips of the loops around it times the calls of its function."""
+    function = list(re.finditer(r"func\.func \w+ @(\w+)", text[:at]))[-1]
+    num_calls = 1
+    if function[1] != "main":
+        num_calls = sum(_num_runs(text, call.start()) for call in re.finditer(rf"call @{function[1]}\(", text))
+    loops = [_loop(text, loop.start()) for loop in re.finditer(r"stablehlo\.while\(", text[:at])]
+    return num_calls * math.prod(trips for begin, end, trips in loops if begin <= at < end)
 
 
 def _loop(text: str, begin: int) -> tuple[int, int, int]:

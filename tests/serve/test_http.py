@@ -71,6 +71,7 @@ def test_requests_in_a_row_on_one_connection(server_url: str) -> None:
 def test_head_and_options(server_url: str) -> None:
     assert ask(server_url, "/livez", method="HEAD").status == 200
     refused = ask(server_url, "/v1/models", method="OPTIONS", headers={"Origin": "https://example.com"})
+    assert set(refused.headers["allow"].split(", ")) == {"GET", "HEAD"}
     assert refused.status == 405 and "access-control-allow-origin" not in refused.headers
 
 

@@ -12,6 +12,7 @@ from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.spec import Experts, LayerSpec, ModelSpec
 from strop.models.spec import Norm as NormSpec
 from strop.ops.attention import AttentionOperands, Cache, Rows, attention
+from strop.ops.dispatch import in_layer
 from strop.ops.experts import experts
 from strop.ops.norm import Norm
 
@@ -49,7 +50,8 @@ def forward(
     for layer, (layer_spec, places) in enumerate(zip(spec.layers, params.layers, strict=True)):
         group, in_cache = places_in_cache[layer]
         seen = rows if caches is None else rows._replace(block_tables=rows.block_tables[group])
-        x, updated[group] = _Layer(params, layer, layer_spec, places, seen, layout, in_cache)(x, updated[group])
+        with in_layer(layer):
+            x, updated[group] = _Layer(params, layer, layer_spec, places, seen, layout, in_cache)(x, updated[group])
     return x, cast(Caches, None if caches is None else tuple(updated))
 
 

@@ -136,15 +136,37 @@ def plan_memory(
     available_bytes: int,
     dense_item_bytes: int = 4,
 ) -> MemoryPlan:
+    """`fit_memory` with the weights of a checkpoint."""
+    return fit_memory(
+        weight_bytes(reader, platform, dense_item_bytes),
+        spec,
+        config,
+        platform,
+        available_bytes=available_bytes,
+        dense_item_bytes=dense_item_bytes,
+    )
+
+
+def fit_memory(
+    weights: int,
+    spec: ModelSpec,
+    config: EngineConfig,
+    platform: Platform,
+    *,
+    available_bytes: int,
+    dense_item_bytes: int = 4,
+) -> MemoryPlan:
     """Sizes the cache and checks that everything fits. `config.max_context_len` must be resolved.
 
     The cache gets what the sequences can use, at most half of what weights and runtime leave.
+
+    Args:
+        weights: bytes of the parameters as loaded (`weight_bytes`, or strop.models.abstract.parameter_bytes).
 
     Raises:
         CapacityError: naming what is needed, what there is, and what to change.
     """
     limit = config.memory_bytes or available_bytes
-    weights = weight_bytes(reader, platform, dense_item_bytes)
     kv_bytes = KV_BYTES[config.kv_dtype] if platform == "native" else (dense_item_bytes, 0)
 
     def groups(num_blocks: int) -> tuple[GroupMemory, ...]:

@@ -138,7 +138,8 @@ def check_placement(
         heads = layer.attention
         _divides("ffn_dim", layer.mlp.ffn_dim, (*placement.ffn, *placement.embed), mesh)
         if attention == "batch":
-            _divides("num_heads", heads.num_heads, (*placement.ffn, *placement.embed), mesh)
+            _divides("num_heads * head_dim", heads.num_heads * heads.head_dim, placement.ffn, mesh)
+            _divides("num_heads", heads.num_heads, placement.heads, mesh)
             continue
         _divides("num_heads", heads.num_heads, HEAD_AXES, mesh)
         if heads.num_kv_heads % mesh.size() and mesh.size() % heads.num_kv_heads:

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -67,7 +67,7 @@ class Gate:
             self._service.metrics.cancelled("body")
         except HTTPException as error:  # no such route, or not with this method
             wrong = f"{scope['method']} {scope['path']!r:.200}: {error.detail}; /openapi.json lists what there is"
-            await send_error(send_on, ApiError(wrong, status=error.status_code))
+            await send_error(send_on, ApiError(wrong, status=error.status_code), error.headers or {})
         except Exception as error:
             if not isinstance(error, StropError):
                 log.exception("a request failed", extra={"request_id": request_id})
@@ -105,10 +105,11 @@ def json_headers(body: bytes) -> list[tuple[bytes, bytes]]:
     return [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
 
-async def send_error(send: Send, error: Exception) -> None:
+async def send_error(send: Send, error: Exception, more_headers: Mapping[str, str] | None = None) -> None:
     """A whole response that says what was wrong, and to official clients whether to try again."""
     body = error_body(error)
     headers = error_headers(error, body)
+    headers += [(name.lower().encode(), value.encode()) for name, value in (more_headers or {}).items()]
     await send({"type": "http.response.start", "status": as_api_error(error).status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
