@@ -15,7 +15,6 @@ from strop.core.config import GIB, EngineConfig
 from strop.engine.costs import CostModel
 from strop.engine.engine import Engine
 from strop.machine.profile import this_machine
-from strop.models.memory import MemoryPlan
 from strop.ops import native
 from strop.plan.calibrate import FULL, calibrate
 from strop.plan.predict import Predictor

@@ -96,7 +96,7 @@ def _start_decoding(engine: Engine, batch: int, prompt_len: int) -> None:
     config = replace(engine.config, max_step_tokens=batch * prompt_len)
     engine.scheduler = Scheduler(config, engine._new_pools(), ())
     for i in range(batch):
-        _add(engine, str(i), prompt_len, 2 * _MARGIN)
+        _add(engine, str(i), prompt_len, _MARGIN + _MARGIN // 2)
     plan = engine.scheduler.schedule()
     assert plan is not None
     if len(plan.rows) != batch or plan.num_tokens != batch * prompt_len:

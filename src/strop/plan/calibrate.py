@@ -5,7 +5,6 @@ rounds of one; a point's figure is its median.
 """
 
 import ctypes
-import math
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +13,10 @@ from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from strop.core.config import KvDtype
-from strop.machine.probe import MOST_PROBED_BYTES, read_bandwidth_bytes_per_s
+from strop.machine.probe import read_bandwidth_bytes_per_s
 from strop.machine.profile import VERSION, Curve, Machine, MachineProfile, PageTimes, Sized
 from strop.ops.attention import AttentionOperands, Rows, attention, new_cache
 from strop.ops.bound import bind_native

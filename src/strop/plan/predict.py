@@ -1,4 +1,4 @@
-"""Seconds of an engine's step on this machine: the operations that the model's code records, each at its measured time."""
+"""Seconds of an engine's step on this machine: the operations that its code records, each at its measured time."""
 
 import math
 from collections.abc import Iterable, Sequence
