@@ -193,7 +193,7 @@ class Predictor:
         seconds = profile.call_s + entered * profile.enter_s + call.num_kv_heads * sweep_s * uneven
         cost = self._costs.cost(call, 0, first_pages * _PAGE_LEN)
         from_cache = cost.bytes_read / profile.read_bytes_per_s.y[-1] > 0.5 * seconds
-        return seconds, "cache" if from_cache else "compute"
+        return float(seconds), "cache" if from_cache else "compute"
 
     def _product_binds(self, cost: Cost) -> Binds:
         """By what would take longer alone."""
@@ -247,4 +247,4 @@ def _nearest(table: dict[str, Any], format_name: str) -> Any:
     if format_name in table:
         return table[format_name]
     bits = PACKED_FORMATS[format_name].bits
-    return table[min(table, key=lambda name: abs(PACKED_FORMATS[name].bits - bits))]
+    return table[min(table, key=lambda name: abs(math.log2(PACKED_FORMATS[name].bits / bits)))]
