@@ -17,7 +17,7 @@ from strop.engine.engine import Engine
 from strop.machine.profile import this_machine
 from strop.ops import native
 from strop.plan.calibrate import FULL, calibrate
-from strop.plan.predict import Predictor
+from strop.plan.predict import Pace, Predictor
 
 DECODE = [(batch, context) for batch in (1, 4, 16, 64) for context in (128, 1024, 4096)]
 DECODE += [(batch, 512) for batch in (2, 8, 32)]
@@ -47,14 +47,18 @@ def outcomes(path: Path, memory_bytes: int, seconds: float) -> list[Outcome]:
     prepare(engine)
     machine = this_machine(native.isa() or "", engine.config.num_threads, native._path() or Path())
     extent = replace(FULL, seconds=seconds, formats=formats_of(engine), kv_dtypes=("bf16",))
-    profile = calibrate(library, machine, extent)
+    profile, pulse = calibrate(library, machine, extent)
     predictor = Predictor(profile, CostModel(engine.params, engine.spec, engine.layout))
-    found = []
+    found: list[Outcome] = []
     for cell in cells:
         predicted = predict_cell(predictor, cell, engine)
         if predicted.seconds > MOST_S:
             continue
-        found.append(Outcome(path.stem, cell, measure_cell(engine, cell), predicted))
+        before = pulse.now()
+        measured_s = measure_cell(engine, cell)
+        paces = before, pulse.now()
+        pace = Pace(*(sum(one) / 2 for one in zip(*paces, strict=True)))
+        found.append(Outcome(path.stem, cell, measured_s, predicted, pace))
         show(found[-1])
     return found
 
@@ -64,9 +68,15 @@ def show(outcome: Outcome) -> None:
     shares = " ".join(f"{name} {100 * s / predicted.seconds:.0f}%" for name, s in predicted.binding.items())
     print(
         f"{outcome.model[:16]:16} {cell.phase:7} {cell.batch:3} x {cell.context_len:<5} "
-        f"{1e3 * outcome.measured_s:10.2f} ms {1e3 * predicted.seconds:10.2f} ms {100 * outcome.error:+6.1f} %  {shares}",
+        f"{1e3 * outcome.measured_s:10.2f} ms {1e3 * predicted.seconds:10.2f} ms {outcome.error:+7.1%} "
+        f"({outcome.error_at_pace:+7.1%} at pace {outcome.pace.compute:.2f} {outcome.pace.memory:.2f})  {shares}",
         flush=True,
     )
+
+
+def describe(name: str, errors: list[float]) -> str:
+    sizes = [abs(error) for error in errors]
+    return f"{name}: {len(sizes)} cells, median {median(sizes):.1%}, 95th percentile {percentile(sizes, 0.95):.1%}"
 
 
 def main() -> None:
@@ -76,18 +86,14 @@ def main() -> None:
     parser.add_argument("--calibrate-s", type=float, default=12.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = [
-        one for path in options.models for one in outcomes(path, int(options.memory_gib * GIB), options.calibrate_s)
-    ]
-    errors = [abs(one.error) for one in found]
+    memory_bytes = int(options.memory_gib * GIB)
+    found = [one for path in options.models for one in outcomes(path, memory_bytes, options.calibrate_s)]
     for phase in ("decode", "prefill"):
-        some = [abs(one.error) for one in found if one.cell.phase == phase]
-        print(
-            f"{phase}: {len(some)} cells, median {100 * median(some):.1f} %, 95th percentile {100 * percentile(some, 0.95):.1f} %"
-        )
-    print(
-        f"all: {len(errors)} cells, median {100 * median(errors):.1f} %, 95th percentile {100 * percentile(errors, 0.95):.1f} %"
-    )
+        some = [one for one in found if one.cell.phase == phase]
+        print(describe(phase, [one.error for one in some]))
+        print(describe(f"{phase} at pace", [one.error_at_pace for one in some]))
+    print(describe("all", [one.error for one in found]))
+    print(describe("all at pace", [one.error_at_pace for one in found]))
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in found], default=str, indent=1))
 

@@ -14,7 +14,7 @@ from strop.engine.engine import Engine
 from strop.machine.profile import MachineProfile, read_profile, this_machine, write_profile
 from strop.ops import native
 from strop.plan.calibrate import COARSE, calibrate, measure_in_turn
-from strop.plan.predict import Predictor, StepTime
+from strop.plan.predict import Pace, Predictor, StepTime
 
 TINY = replace(
     COARSE, seconds=0.2, formats=("q4", "q8"), dims=(512, 1024), rows=(1, 12, 64), page_rows=(1, 12),
@@ -29,7 +29,9 @@ def profile() -> MachineProfile:
     native.set_num_threads(2)
     library, path = native.library(), native._path()
     assert library is not None and path is not None
-    return calibrate(library, this_machine(native.isa() or "", 2, path), TINY)
+    found, pulse = calibrate(library, this_machine(native.isa() or "", 2, path), TINY)
+    assert all(0.01 < factor < 100 for factor in pulse.now())
+    return found
 
 
 def test_figures_are_plausible(profile: MachineProfile, tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_model_is_predicted_and_measured(
     predictor = Predictor(profile, CostModel(engine.params, engine.spec, engine.layout))
     for cell in (Cell("decode", 1, 100), Cell("decode", 8, 400), Cell("prefill", 1, 300)):
         predicted = predict_cell(predictor, cell, engine)
-        outcome = Outcome("tiny", cell, measure_cell(engine, cell, 0.05), predicted)
+        outcome = Outcome("tiny", cell, measure_cell(engine, cell, 0.05), predicted, Pace())
         assert 1e-6 < predicted.seconds < 1
         assert outcome.error > -1
         assert not engine.has_unfinished
@@ -74,7 +76,8 @@ def test_points_are_measured_in_turn() -> None:
 
 def test_errors_are_relative_to_what_was_measured() -> None:
     cell = Cell("decode", 1, 1)
-    assert Outcome("m", cell, 2.0, StepTime(1.5, {"compute": 1.5})).error == -0.25
+    assert Outcome("m", cell, 2.0, StepTime(1.5, {"compute": 1.5}), Pace(1.2, 9.0)).error == -0.25
+    assert Outcome("m", cell, 2.0, StepTime(1.5, {"compute": 1.5}), Pace(1.2, 9.0)).error_at_pace == pytest.approx(-0.1)
     assert percentile([5, 1, 4, 2, 3], 0.95) == 5
     assert percentile(list(range(1, 101)), 0.95) == 95
     assert percentile([7], 0.95) == 7

@@ -11,7 +11,7 @@ from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
 from strop.engine.scheduler import Scheduler
 from strop.plan.calibrate import fill
-from strop.plan.predict import Predictor, StepTime
+from strop.plan.predict import Pace, Predictor, StepTime
 
 _TOKEN = 5  # what answers are made of; any will do
 _MARGIN = 64
@@ -40,11 +40,19 @@ class Outcome:
     cell: Cell
     measured_s: float
     predicted: StepTime
+    """By the figures of the calibration."""
+    pace: Pace
+    """Of the machine beside the measurement."""
 
     @property
     def error(self) -> float:
         """Of the prediction, relative to what was measured."""
         return self.predicted.seconds / self.measured_s - 1
+
+    @property
+    def error_at_pace(self) -> float:
+        """The same where the prediction is for the machine's pace beside the measurement."""
+        return self.predicted.at(self.pace).seconds / self.measured_s - 1
 
 
 def predict_cell(predictor: Predictor, cell: Cell, engine: Engine) -> StepTime:

@@ -27,6 +27,7 @@ from strop.ops.sample import ALL_ALLOWED, NUM_FLOATS, NUM_INTS, SampleInputs
 from strop.ops.sample.op import greedy, sample
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 from strop.plan.overhead import measure_overhead
+from strop.plan.predict import Pace
 
 _FILL = 0x3C
 """Every byte of the weights: finite and above 0 in all types. Zeros would lie in one page of memory, all of them."""
@@ -80,7 +81,21 @@ _WARM_ROWS = 12
 """From so many rows on, products bind, and it does not matter where weights come from."""
 
 
-def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> MachineProfile:
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Two points of a calibration, kept to tell how fast the machine is now: a shared one changes by the minute."""
+
+    runs: tuple[Callable[[], object], Callable[[], object]]
+    calibrated_s: tuple[float, float]
+
+    def now(self, num_rounds: int = 7) -> Pace:
+        """Takes some tens of milliseconds."""
+        times = measure_in_turn(dict(enumerate(self.runs)), 0.0, num_rounds)
+        compute, memory = (times[i] / calibrated_s for i, calibrated_s in enumerate(self.calibrated_s))
+        return Pace(compute, memory)
+
+
+def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> tuple[MachineProfile, Pulse]:
     """The profile of this machine, in somewhat more than `extent.seconds`. The native kernels must be registered, and
     their pool have `machine.num_threads`."""
     bench = _Bench(library, extent, machine.num_threads)
@@ -90,7 +105,7 @@ def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> 
     points = dict(bench.points())
     times = measure_in_turn(points, extent.seconds)
     overhead = measure_overhead(bench.memory, extent.batches)
-    return MachineProfile(
+    profile = MachineProfile(
         version=VERSION,
         machine=machine,
         coarse=extent is not FULL,
@@ -99,16 +114,20 @@ def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> 
         token_s=overhead.token_s,
         **bench.figures(times),
     )
+    name, dim = extent.formats[0], extent.dims[-1]
+    most = min(extent.rows, key=lambda num_rows: abs(num_rows - 24))
+    pulse = [("linear", name, dim, num_rows, "cold") for num_rows in (most, extent.rows[0])]
+    return profile, Pulse((points[pulse[0]], points[pulse[1]]), (times[pulse[0]], times[pulse[1]]))
 
 
-def measure_in_turn(points: dict[Any, Callable[[], object]], seconds: float) -> dict[Any, float]:
-    """Median seconds of each point's runs, in at least three rounds over all of them."""
+def measure_in_turn(points: dict[Any, Callable[[], object]], seconds: float, least_rounds: int = 3) -> dict[Any, float]:
+    """Median seconds of each point's runs, in rounds over all of them for about so long."""
     for run in points.values():
         run()
     found: dict[Any, list[float]] = {name: [] for name in points}
     end = time.perf_counter() + seconds
     num_rounds = 0
-    while num_rounds < 3 or time.perf_counter() < end:
+    while num_rounds < least_rounds or time.perf_counter() < end:
         for name, run in points.items():
             begin = time.perf_counter()
             run()

@@ -46,6 +46,13 @@ class OpTime:
     binds: Binds
 
 
+class Pace(NamedTuple):
+    """How long work takes now, as a multiple of what it took when the machine was calibrated."""
+
+    compute: float = 1.0
+    memory: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class StepTime:
     """Of one step, or of several."""
@@ -55,6 +62,14 @@ class StepTime:
     """Seconds, by what they wait for."""
     ops: tuple[OpTime, ...] = ()
     """Of one step."""
+
+    def at(self, pace: Pace) -> "StepTime":
+        """On the machine as it is now."""
+        binding = {
+            name: seconds * (pace.memory if name in ("weights", "cache") else pace.compute)
+            for name, seconds in self.binding.items()
+        }
+        return StepTime(sum(binding.values()), binding, self.ops)
 
     @property
     def binds(self) -> Binds:
