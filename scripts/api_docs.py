@@ -23,6 +23,9 @@ Where clients expect more than one answer could give:
 
 - Messages are text; parts of a content become lines of one text.
 - Structured answers follow their schema whether or not `strict` is set. A keyword that cannot be enforced is refused.
+- With tools and a JSON shape (`response_format`, `text.format`) an answer is calls or JSON of that shape, never both.
+- A call that is cut off (`length`, a stop string) leaves what came of its arguments, and no part of its markup.
+- What a model thinks before it answers is split off: see [Thoughts](serving.md#thoughts).
 - `stop` takes more texts than OpenAI's 4. A token that only ends an answer has no log probability in the reply.
 - A prompt that does not fit the context with `max_tokens` after it is refused (`context_length_exceeded`), never cut.
 - A token that is no whole text is spelled `bytes:\\xf0\\x9f` in log probabilities; probability 0 is -9999.0.

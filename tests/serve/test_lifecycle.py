@@ -69,7 +69,10 @@ def test_what_cannot_start(start_server: Start, smollm2_path: Path, tmp_path: Pa
 def test_while_it_loads(serve_smollm2: Start) -> None:
     with serve_smollm2("--name", "other") as server:
         assert server.ask("/livez").status == 200
-        replies = [server.ask(path, body) for path, body in (("/readyz", None), (CHAT, QUICK), ("/v1/models", None))]
+        replies = [
+            server.ask(path, body)
+            for path, body in (("/readyz", None), ("/health", None), (CHAT, QUICK), ("/v1/models", None))
+        ]
         if replies[0].status == 503:  # else it was too quick
             assert all(reply.status in (200, 503) for reply in replies)
             assert "loading" in replies[0].error["message"]

@@ -50,6 +50,7 @@ _START = time.perf_counter()
 @click.option(
     "--template", type=click.Path(path_type=Path), help="File with the chat template, instead of the model's."
 )
+@click.option("--keep-thoughts", is_flag=True, help="Leave <think> in answers; else it becomes reasoning_content.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Of the lines on standard error."
 )
@@ -95,6 +96,7 @@ def command(
             drain_s=settings["drain"],
             price_per_hour=settings["price_per_hour"],
             runner=settings["runner"],
+            splits_thoughts=not settings["keep_thoughts"],
         )
         tokenizer = load_text_side(model, chat_template)
     serve(
@@ -102,7 +104,11 @@ def command(
         tokenizer,
         serve_config,
         config,
-        on_listen=lambda url: print(f"{url}  (loading {model})", file=sys.stderr, flush=True),
+        on_listen=lambda url: print(
+            f"{url}  (loading {model}, which requests call {' or '.join(serve_config.model_names)})",
+            file=sys.stderr,
+            flush=True,
+        ),
         on_load=lambda facts: print(
             f"{facts.memory}\nready after {time.perf_counter() - _START:.2f} s", file=sys.stderr, flush=True
         ),

@@ -11,7 +11,7 @@ import numpy as np
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
-from strop.core.request import GRAMMAR_STUCK, Request, TokenEvent, TokenLogprob
+from strop.core.request import Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
@@ -262,10 +262,12 @@ class Engine:
                 request_id, index = seq.request.request_id, seq.index
                 self.scheduler.abort(request_id, index)
                 matcher = seq.sample_row.matcher
-                reason = "the model gave no usable logits (NaN): its weights may be damaged"
                 if matcher is not None and matcher.error is not None:
-                    reason = f"{GRAMMAR_STUCK}: {matcher.error}"
-                events.append(TokenEvent(request_id, index, (), (), "abort", reason))
+                    why = f"structured_outputs cannot be enforced any further: {matcher.error}"
+                    events.append(TokenEvent(request_id, index, (), (), "abort", why, fault="request"))
+                else:
+                    why = "the model gave no usable logits (NaN): its weights may be damaged"
+                    events.append(TokenEvent(request_id, index, (), (), "abort", why, fault="engine"))
         return events
 
     def _recover(self, error: Exception) -> None:

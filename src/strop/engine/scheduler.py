@@ -57,7 +57,7 @@ class Scheduler:
                 raise ValueError(f"{name}={getattr(config, name)}: the scheduler needs the resolved value, 1 or more")
         self.groups = GroupPools(pools, config.max_step_tokens)
         self.num_preemptions = 0
-        self.num_prefix_hit_tokens = 0
+        self.num_prefix_query_tokens = self.num_prefix_hit_tokens = 0
         self._max_context_len = config.max_context_len
         self._max_step_tokens = config.max_step_tokens
         self._max_chunk_tokens = config.max_chunk_tokens or config.max_step_tokens
@@ -322,7 +322,8 @@ class Scheduler:
         self._running[seq.seq_id] = self._waiting.pop(seq.seq_id)
         choices = seq.choices
         copies += [(group, source, tables[group][num_shared]) for group, source in enumerate(copy_sources)]
-        if not is_fork:
+        if not is_fork and self.groups.prefix_cache:
+            self.num_prefix_query_tokens += len(seq.token_ids)
             self.num_prefix_hit_tokens += num_computed_tokens
         if choices.num_cached_tokens is None:
             choices.num_cached_tokens = num_computed_tokens

@@ -66,7 +66,10 @@ class Gate:
         except ClientDisconnect:
             self._service.metrics.cancelled("body")
         except HTTPException as error:  # no such route, or not with this method
-            wrong = f"{scope['method']} {scope['path']!r:.200}: {error.detail}; /openapi.json lists what there is"
+            path = scope["path"]
+            meant = next(filter(self._paths.__contains__, (f"/v1{path}", path.removeprefix("/v1"))), None)
+            hint = "/openapi.json lists what there is" if meant in (None, path) else f"did you mean {meant}?"
+            wrong = f"{scope['method']} {path!r:.200}: {error.detail}; {hint}"
             await send_error(send_on, ApiError(wrong, status=error.status_code), error.headers or {})
         except Exception as error:
             if not isinstance(error, StropError):

@@ -157,11 +157,6 @@ def sampling_params(
     )
 
 
-def includes_usage(request: Sampling) -> bool:
-    """Whether a stream is to end with the usage."""
-    return request.stream_options is not None and request.stream_options.include_usage is True
-
-
 def shape_of_format(
     format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
 ) -> StructuredOutputsParams | None:
