@@ -45,7 +45,7 @@ def outcomes(path: Path, memory_bytes: int, seconds: float) -> list[Outcome]:
     del probe
     engine = Engine.load(str(path), replace(config, num_blocks=num_blocks))
     prepare(engine)
-    machine = this_machine(native.isa() or "", engine.config.num_threads, native._path() or Path())
+    machine = this_machine(native.isa() or "", engine.config.num_threads, native.library_path() or Path())
     extent = replace(FULL, seconds=seconds, formats=formats_of(engine), kv_dtypes=("bf16",))
     profile, pulse = calibrate(library, machine, extent)
     predictor = Predictor(profile, CostModel(engine.params, engine.spec, engine.layout))

@@ -27,7 +27,7 @@ def profile() -> MachineProfile:
     if not native.register():
         pytest.skip("needs the native library")
     native.set_num_threads(2)
-    library, path = native.library(), native._path()
+    library, path = native.library(), native.library_path()
     assert library is not None and path is not None
     found, pulse = calibrate(library, this_machine(native.isa() or "", 2, path), TINY)
     assert all(0.01 < factor < 100 for factor in pulse.now())

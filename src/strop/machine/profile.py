@@ -143,7 +143,7 @@ def this_machine(isa: str, num_threads: int, library: Path) -> Machine:
 
 def _cpu_name(root: Path = Path("/")) -> str:
     with suppress(OSError):
-        fields = {}
+        fields: dict[str, str] = {}
         for line in (root / "proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())

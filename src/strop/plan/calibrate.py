@@ -5,6 +5,7 @@ rounds of one; a point's figure is its median.
 """
 
 import ctypes
+import logging
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,22 @@ import jax
 import numpy as np
 
 from strop.core.config import KvDtype
+from strop.core.errors import UnsupportedError
+from strop.formats.pack_cache import cache_directory
+from strop.machine.cores import usable_cores
 from strop.machine.probe import read_bandwidth_bytes_per_s
-from strop.machine.profile import VERSION, Curve, Machine, MachineProfile, PageTimes, Sized
+from strop.machine.profile import (
+    VERSION,
+    Curve,
+    Machine,
+    MachineProfile,
+    PageTimes,
+    Sized,
+    read_profile,
+    this_machine,
+    write_profile,
+)
+from strop.ops import native
 from strop.ops.attention import AttentionOperands, Rows, attention, new_cache
 from strop.ops.bound import bind_native
 from strop.ops.embed import embed
@@ -28,6 +43,8 @@ from strop.ops.sample.op import greedy, sample
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 from strop.plan.overhead import measure_overhead
 from strop.plan.predict import Pace
+
+log = logging.getLogger(__name__)
 
 _FILL = 0x3C
 """Every byte of the weights: finite and above 0 in all types. Zeros would lie in one page of memory, all of them."""
@@ -118,6 +135,37 @@ def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> 
     most = min(extent.rows, key=lambda num_rows: abs(num_rows - 24))
     pulse = [("linear", name, dim, num_rows, "cold") for num_rows in (most, extent.rows[0])]
     return profile, Pulse((points[pulse[0]], points[pulse[1]]), (times[pulse[0]], times[pulse[1]]))
+
+
+def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProfile:
+    """This machine's stored profile; without one, a coarse one that takes some five seconds and is not kept.
+
+    Args:
+        num_threads: 0 means the usable cores.
+        fresh: measure the whole profile, for less than a minute, and store it.
+
+    Raises:
+        UnsupportedError: there are no native kernels to measure.
+        FormatError: the stored file is damaged.
+    """
+    library, path = native.library(), native.library_path()
+    if library is None or path is None or not native.register():
+        raise UnsupportedError(
+            "there are no native kernels to measure: install with a C++ compiler, on x86-64 with AVX2"
+        )
+    num_threads = num_threads or usable_cores()
+    machine = this_machine(native.isa() or "", num_threads, path)
+    directory = cache_directory()
+    native.set_num_threads(num_threads)
+    if fresh:
+        profile, _ = calibrate(library, machine)
+        log.info("stored %s", write_profile(directory, profile))
+        return profile
+    stored = read_profile(directory, machine)
+    if stored is not None:
+        return stored
+    log.info("this machine was never calibrated: probing it for some seconds; `strop plan --calibrate` measures more")
+    return calibrate(library, machine, COARSE)[0]
 
 
 def measure_in_turn(points: dict[Any, Callable[[], object]], seconds: float, least_rounds: int = 3) -> dict[Any, float]:

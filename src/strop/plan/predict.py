@@ -27,7 +27,8 @@ _QUERY_ROWS, _SPAN_LEN, _TASKS_PER_THREAD = 12, 256, 4
 _PAGE_LEN = 32
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Span:
     """One sequence's share of a step: tokens [start, start + count), of which the last sees `start + count` slots."""
 
     start: int
