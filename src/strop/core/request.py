@@ -19,8 +19,8 @@ class StructuredOutputsParams:
     """What shape the answer must have: exactly one of these."""
 
     json: str | dict[str, Any] | bool | None = None
-    """A JSON schema (draft 2020-12), as a value or as JSON text. Kept as text. Properties come in its order, with at most
-    a space after commas and colons. True: any JSON."""
+    """A JSON schema (draft 2020-12), as a value or as JSON text. Kept as text. Properties come in its order, with at
+    most a space after commas and colons. True: any JSON."""
     json_object: bool = False
     """Any JSON object."""
     regex: str | None = None
