@@ -8,20 +8,30 @@ MODEL ?= $(VENV)/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Explain in two sentences why a sharp knife is safer than a dull one.
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: demo test check bench golden format docs clean
+.PHONY: demo test check browser bench golden format docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/strop run "$(MODEL)" "$(PROMPT)" --max-tokens 120
 
-test: check
-	$(BIN)/pytest tests --ignore=tests/null
+# Tests that start processes or fill the cores themselves run one after the other.
+PARALLEL := -n auto --maxprocesses 4
+
+test: check build/clients/.installed
+	$(BIN)/pytest $(PARALLEL) tests/models tests/ops
+	$(BIN)/pytest tests --ignore=tests/null --ignore=tests/models --ignore=tests/ops
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest tests/null
+	$(BIN)/pytest $(PARALLEL) tests/null
+
+# A browser for the tests of the web page, which are skipped without one. Only root may install; others go on.
+browser:
+	@command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null \
+	  || { apt-get -q update && apt-get -qy install --no-install-recommends chromium; } > /dev/null 2>&1 \
+	  || echo "no Chromium, and none could be installed: the tests of the web page will be skipped"
 
 bench: $(VENV)/.installed
 	$(BIN)/strop bench "$(MODEL)" $(ARGS)
@@ -32,6 +42,7 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python scripts/api_docs.py
 
 # Rebuilds tests/golden with the versions pinned in scripts/golden-requirements.txt, in an environment of its own.
 golden:
@@ -59,6 +70,14 @@ $(VENV)/.installed: $(VENV)/.requirements $(NATIVE)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --group dev
+	@touch $@
+
+# OpenAI's clients of other versions than the development environment's, for tests/serve.
+build/clients/.installed: Makefile | $(BIN)/pip
+	rm -rf build/clients
+	$(PIP) install --target build/clients/python openai==2.54.0
+	@if command -v npm > /dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix build/clients openai@6.49.0 || echo "without the Node client"; fi
 	@touch $@
 
 clean:

@@ -26,7 +26,7 @@ def render() -> str:
 
 
 def _verb(verb: str) -> Iterator[str]:
-    command = import_module(f"strop.cli.{verb}").command
+    command = import_module(f"strop.cli.{verb.replace(' ', '_')}").command
     yield from _command(verb, command)
     for name, subcommand in getattr(command, "commands", {}).items():
         yield from _command(f"{verb} {name}", subcommand)

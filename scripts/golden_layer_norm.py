@@ -205,6 +205,12 @@ LAYER_NORM_VARIANTS = (
         legacy={"max_position_embeddings": 32, "model_max_length": 64},
     ),
     Variant(
+        "cohere-qk-norm",
+        COHERE,
+        {**LN, **heads(4, 2), "hidden_size": 64, "use_qk_norm": True, "tie_word_embeddings": True},
+        rope=default_rope(1e4),
+    ),
+    Variant(
         "cohere-bias-untied-bf16",
         COHERE,
         {**LN, **heads(2, 2), "attention_bias": True, "hidden_act": "gelu", "logit_scale": 0.75},

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,15 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def environment(cache: Path) -> dict[str, str]:
+    """What processes see; STROP_CACHE is a directory shared by all tests that do not choose another."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("STROP_", "XLA_", "JAX_"))}
+    return kept | {"STROP_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -31,7 +31,9 @@ bool same_rows(const AttentionArgs& a, const AttentionArgs& b) {
 
 // Whether it is of each head, or of all together, or none.
 bool norms_heads(const NormArgs& norm, int num_heads, int head_dim) {
-  return norm.weight == nullptr || norm.len == head_dim || norm.len == int64_t(num_heads) * head_dim;
+  if (norm.weight == nullptr) return true;
+  if (norm.num_pieces > 1) return norm.num_pieces == num_heads && norm.len == head_dim;
+  return norm.len == head_dim || norm.len == int64_t(num_heads) * head_dim;
 }
 
 // An array nobody writes: fresh pages cost nothing until a sequence uses them. The kernels never read what they did

@@ -143,8 +143,8 @@ inline const float* row_floats(const View<ffi::F32>& stack, int index, int64_t l
   return stack.data + size_t(index) * len;
 }
 
-// [weight], [bias] of a norm; attributes has weight, has bias, row of their stacks [L, len], kind, eps. Without a weight
-// there is no norm. False: there is none such.
+// [weight], [bias] of a norm; attributes has weight, has bias, row of their stacks [L, len] or [L, pieces, len], kind,
+// eps. Without a weight there is no norm. False: there is none such.
 inline bool take_norm(Operands& operands, NormArgs* norm) {
   const bool has_weight = operands.attr(), has_bias = operands.attr();
   const int row = operands.attr(), kind = operands.attr();
@@ -154,10 +154,13 @@ inline bool take_norm(Operands& operands, NormArgs* norm) {
   const auto weight = has_weight ? operands.next<ffi::F32>() : View<ffi::F32>{};
   const auto bias = has_bias ? operands.next<ffi::F32>() : View<ffi::F32>{};
   if (!operands.ok || !has_weight) return operands.ok && !has_bias;
-  norm->len = weight.dims.size() == 2 ? int(weight.dims[1]) : 0;
-  norm->weight = row_floats(weight, row, norm->len);
-  norm->bias = has_bias ? row_floats(bias, row, norm->len) : nullptr;
-  return norm->weight != nullptr && norm->len > 0 && (norm->bias != nullptr) == has_bias;
+  const auto& dims = weight.dims;
+  if (dims.size() < 2 || dims.size() > 3 || row < 0 || row >= dims[0] || (has_bias && !same(bias.dims, dims))) return false;
+  norm->len = int(dims.back()), norm->num_pieces = dims.size() == 3 ? int(dims[1]) : 1;
+  const size_t begin = size_t(row) * norm->num_pieces * norm->len;
+  norm->weight = weight.data + begin;
+  norm->bias = has_bias ? bias.data + begin : nullptr;
+  return norm->len > 0 && norm->num_pieces > 0;
 }
 
 }  // namespace strop

@@ -42,9 +42,14 @@ void rotate(const AttentionArgs& args, int position, const float* x, float* out)
 }
 
 // A token's heads, normalised into `out` where there is a norm.
-const float* normed(const AttentionArgs& args, const NormArgs& norm, const float* heads, int num_heads, float* out) {
+const float* normed(const AttentionArgs& args, NormArgs norm, const float* heads, int num_heads, float* out) {
   if (norm.weight == nullptr) return heads;
-  for (int at = 0; at < num_heads * args.head_dim; at += norm.len) normalise(norm, heads + at, out + at);
+  for (int at = 0; at < num_heads * args.head_dim; at += norm.len) {
+    normalise(norm, heads + at, out + at);
+    if (norm.num_pieces == 1) continue;
+    norm.weight += norm.len;
+    if (norm.bias != nullptr) norm.bias += norm.len;
+  }
   return out;
 }
 

@@ -9,11 +9,12 @@ enum class NormKind : int32_t { kRms = 0, kLayer = 1 };
 
 // rms: x / sqrt(mean(x^2) + eps) * weight + bias. layer: the same of x - mean(x).
 struct NormArgs {
-  const float* weight;  // [len], or null: no norm
-  const float* bias;    // [len], or null
+  const float* weight;  // [num_pieces, len], or null: no norm
+  const float* bias;    // [num_pieces, len], or null
   NormKind kind;
   float eps;
   int len;
+  int num_pieces;  // of a vector, that each have weights of their own; only attention takes more than 1
 };
 
 struct AddNormArgs {

@@ -100,6 +100,8 @@ class LLM:
             if delta.finish_reason is not None:
                 choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
                 choice.text = "".join(pieces.pop((delta.request_id, delta.index)))
+            if delta.prompt_logprobs:
+                result.prompt_logprobs = [None, *delta.prompt_logprobs]
             result.num_cached_tokens = max(result.num_cached_tokens, delta.num_cached_tokens)
         return list(outputs.values())
 

@@ -1,6 +1,5 @@
 """Real processes: `strop run` as a user starts it, with a cache directory of the run's own."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,18 +8,6 @@ from typing import Any
 
 import pytest
 from tiny_llm import tiny_llm
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def environment(cache: Path) -> dict[str, str]:
-    """What the processes see; STROP_CACHE is a directory shared by all tests that do not choose another."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(("STROP_", "XLA_", "JAX_"))}
-    return kept | {"STROP_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ class Typist:
         code = "from strop.cli.main import main; main()"
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that they ignore Ctrl-C
             os.execve(sys.executable, [sys.executable, "-c", code, *map(str, arguments)], environment)
 
     def see(self, mark: str, limit_s: float = 120) -> str:

@@ -84,12 +84,14 @@ class Answer:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[object] = field(default_factory=list)
+    prompt_logprobs: list[object] = field(default_factory=list)
     finish: tuple[object, object] | None = None
 
     def take(self, event: TokenEvent) -> None:
         assert self.finish is None, "an event after the end"
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs
+        self.prompt_logprobs += event.prompt_logprobs
         if event.finish_reason is not None:
             self.finish = (event.finish_reason, event.stop_reason)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from strop.core.errors import CapacityError, RequestError, UnsupportedError
@@ -136,6 +137,26 @@ def test_end_of_sequence(llm: LLM) -> None:
     forced = only(llm.generate("hello", greedy(ignore_eos=False, min_tokens=6, logit_bias=towards_end)))
     assert len(forced.token_ids) == 7
     assert forced.token_ids[6] == 1
+
+
+def test_prompt_logprobs(llm: LLM) -> None:
+    """Of a prompt of more tokens than a step may score, with and without choices that share it."""
+    prompt = [3 + 7 * i % 250 for i in range(45)]
+    llm.generate([prompt], greedy())  # its blocks are cached now, and of no use
+    logits = np.concatenate(list(llm.engine.score(prompt))).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for n in (1, 2):
+        (result,) = llm.generate([prompt], greedy(prompt_logprobs=2, n=n))
+        first, *others = result.prompt_logprobs
+        assert first is None
+        assert [entry.token_id for entry in others] == prompt[1:]
+        np.testing.assert_allclose(
+            [entry.logprob for entry in others], expected[np.arange(44), prompt[1:]], rtol=0, atol=1e-4
+        )
+        best = [(entry.top[0][0], len(entry.top)) for entry in others]
+        assert best == [(token_id, 2) for token_id in expected[:44].argmax(-1)]
+        assert result.num_cached_tokens == 0
+    assert llm.generate([prompt], greedy())[0].prompt_logprobs is None
 
 
 def test_logprobs(llm: LLM) -> None:

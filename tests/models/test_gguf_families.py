@@ -38,6 +38,7 @@ MODELS = [
     *UNSAID,
     "bloom-3-heads-bf16",
     "cohere-gqa",
+    "cohere-qk-norm",
     "falcon-gqa-40b-bf16",
     "falcon-mqa-7b",
     "falcon2-one-norm-bf16",

@@ -15,7 +15,7 @@ from strop.core.config import EngineConfig
 from strop.core.request import Request, SamplingParams
 from strop.engine.embedder import Embedder, _Tokens
 from strop.engine.engine import Engine
-from strop.engine.loading import LoadedModel, _unserved
+from strop.engine.loading import LoadedModel
 from strop.formats.checkpoint import open_checkpoint
 from strop.formats.sentence_transformers import Pooling
 from strop.models import decoder
@@ -74,8 +74,6 @@ def native_engine(name: str, max_step_tokens: int = 64) -> Engine:
     for layer in spec.layers:
         if layer.attention.head_dim % 16 or layer.mlp.ffn_dim % 16:
             pytest.skip("the kernels decline these sizes")
-        if reason := _unserved(layer):
-            pytest.skip(reason)
     return tiny_engine(name, "native", max_step_tokens)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_llm import tiny_llm
 
-from strop.bench.limits import CostModel
+from strop.engine.costs import CostModel
 from strop.formats.checkpoint import open_checkpoint
 from strop.models.layout import Single
 from strop.models.load import load, load_abstract

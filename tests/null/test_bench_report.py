@@ -148,7 +148,7 @@ def test_a_share_above_one_is_found():
 
 def test_json_has_the_agreed_fields():
     row = row_of("prefill", 512, 4000.0, vllm=2000.0)
-    row.share_of_limit = 0.5
+    row.share_of_limit, row.shares_of_limit = 0.5, [0.4, 0.5, 0.7]
     plain = json.loads(json.dumps(Report("m", rows=[row], versions={"strop": "0"}, machine={"isa": "x"}).as_json()))
     expected = {
         "name": "prefill",
@@ -165,9 +165,11 @@ def test_json_has_the_agreed_fields():
 def test_tables_show_values_coarseness_and_reasons():
     row = row_of("decode", 32, 3000.0, llama=500.0)
     row.missing = {"vllm": "no such file", "other": "other takes no part in decode"}
+    row.share_of_limit, row.shares_of_limit = 0.5, [0.4, 0.5, 0.7]
     report = Report("m", rows=[row], peers={"llama.cpp": {"coarse": True}})
     report.bars = check_bars(report)
     assert "6.00x" in render_rows(report)
+    assert "50% (40%-70%)" in render_rows(report)
     assert "llama.cpp (coarse)" in render_rows(report)
     assert render_missing(report) == "decode, batch 32: vllm: no such file"
     assert "NOT MET" not in render_bars(report)

@@ -132,3 +132,20 @@ def test_what_cannot_be_rendered_as_asked_names_the_cure(
 def test_tools_and_documents_are_lists_of_maps(renderer: TemplateRenderer, given: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="must be a list of maps"):
         tokenizer(renderer, chat_template="tools documents").apply_chat_template(MESSAGES, **given)
+
+
+def test_a_last_message_is_continued_where_its_content_ends(renderer: TemplateRenderer) -> None:
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
+    prefilled = [*MESSAGES, {"role": "assistant", "content": " I am "}]
+    plain = tokenizer(renderer, chat_template=template)
+
+    def continued(messages: list[dict[str, Any]]) -> str:
+        return plain.apply_chat_template(messages, False, continue_final_message=True)
+
+    assert continued(prefilled) == "<user>Hi</user><assistant>I am "
+    assert continued([*MESSAGES, {"role": "assistant", "content": ""}]) == "<user>Hi</user><assistant>"
+    assert prefilled[-1]["content"] == " I am "
+    with pytest.raises(RequestError, match="must be one"):
+        continued([*MESSAGES, {"role": "assistant", "content": None}])
+    with pytest.raises(RequestError, match="does not show"):
+        tokenizer(renderer, chat_template="x").apply_chat_template(MESSAGES, False, continue_final_message=True)

@@ -97,7 +97,6 @@ COHERE = {
     ("config", "changes", "named"),
     [
         (SMOLLM2, {"logit_scale": 0.5}, "logit_scale=0.5"),
-        (COHERE, {"use_qk_norm": True}, "use_qk_norm=True"),
         (SMOLLM2, {"brand_new_key": None}, "brand_new_key=None"),
         (SMOLLM2, {"architectures": ["MistralForCausalLM"]}, "model_type='llama'.*'mistral'"),
         (SMOLLM2, {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),

@@ -693,7 +693,7 @@ def test_finishing_in_a_grammar(
     plan = scheduler.schedule()
     assert plan is not None
     complete = {plan.rows[0].seq_id} if is_complete else set()
-    (event,) = scheduler.commit(plan, [[token_id]], None, complete)
+    (event,) = scheduler.commit(plan, [[token_id]], complete=complete)
     assert (event.token_ids, event.finish_reason, event.stop_reason) == ((token_id,), finish_reason, None)
     scheduler.check()
     assert scheduler.has_unfinished == (finish_reason is None)

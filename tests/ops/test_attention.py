@@ -31,6 +31,13 @@ def padded_len(num_rows):
     return 1 << (num_rows - 1).bit_length()
 
 
+NORM_SHAPES = {
+    "head": lambda num_heads, head_dim: (head_dim,),
+    "each_head": lambda num_heads, head_dim: (num_heads, head_dim),
+    "all_heads": lambda num_heads, head_dim: (num_heads * head_dim,),
+}
+
+
 class Case:
     def __init__(
         self,
@@ -64,7 +71,7 @@ class Case:
         if qk_norm is not None:
             kind, over, bias = qk_norm
             norms = tuple(
-                Norm(kind, *vectors(rng, head_dim * (1 if over == "head" else heads), bias), 1e-5, row=2)
+                Norm(kind, *vectors(rng, NORM_SHAPES[over](heads, head_dim), bias), 1e-5, row=2)
                 for heads in (num_heads, num_kv_heads)
             )
         stack = jnp.asarray(4 * rng.standard_normal((3, num_heads)), jnp.float32)
@@ -90,9 +97,9 @@ class Case:
         return np.stack([out[seq, slot] for seq, length in enumerate(self.lengths) for slot in range(length)])
 
 
-def vectors(rng, length, bias):
-    """The weights of a norm, and its bias or None: [3, length]."""
-    made = [jnp.asarray(1 + 0.3 * rng.standard_normal((3, length)), jnp.float32) for _ in range(2)]
+def vectors(rng, shape, bias):
+    """The weights of a norm, and its bias or None: [3, *shape]."""
+    made = [jnp.asarray(1 + 0.3 * rng.standard_normal((3, *shape)), jnp.float32) for _ in range(2)]
     return made if bias else (made[0], None)
 
 
@@ -152,6 +159,12 @@ CASES = {
     "norm_of_heads": {"qk_norm": ("rms", "head", False)},
     "norm_over_heads": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 48, "qk_norm": ("rms", "all_heads", False)},
     "layer_norm_of_heads": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "qk_norm": ("layer", "head", True)},
+    "layer_norm_of_each_head": {
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+        "qk_norm": ("layer", "each_head", True),
+    },
     "layer_norm_over_heads": {
         "num_heads": 4,
         "num_kv_heads": 2,

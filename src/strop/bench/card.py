@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from strop import __version__
-from strop.bench.limits import CostModel
+from strop.bench.limits import LIMITED_ROWS, best_value
 from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, UNITS, Workload
 from strop.core.config import GIB, MIB
+from strop.engine.costs import CostModel
 from strop.machine.probe import MachineRates
 from strop.models.memory import MemoryPlan
 
@@ -49,8 +50,8 @@ def describe_rates(rates: MachineRates, costs: CostModel, workloads: list[Worklo
         f"4 KiB pages, {rates.read_huge_bytes_per_s / GIB:.1f} in 2 MiB pages",
     ]
     for workload in workloads:
-        best = costs.best_value(workload, rates)
-        if best is not None:
+        if workload.row in LIMITED_ROWS:
+            best = best_value(costs, workload, rates)
             lines.append(f"ceiling            {workload.label}: {best:,.0f} {UNITS[workload.row]}")
     return "\n".join(lines)
 

@@ -193,7 +193,7 @@ def _plan(found: Inspection, model: _Candidate, with_speed: bool, measure: bool)
 
 def speed_limit(params: Any, spec: ModelSpec, platform: Any, config: EngineConfig) -> SpeedLimit:
     """Counts a step's costs on shapes alone (`params` as `load_abstract` returns them), and probes the machine."""
-    from strop.bench.limits import CostModel, StepCost
+    from strop.engine.costs import CostModel, StepCost
     from strop.machine.probe import probe, read_bandwidth_bytes_per_s
     from strop.models.layout import Single
     from strop.ops import native

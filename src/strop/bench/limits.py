@@ -1,135 +1,21 @@
-"""The least time a workload can take on this machine, from the operations that the model's own code records."""
+"""The most a workload can reach on this machine."""
 
-from collections import Counter
-from dataclasses import dataclass
-
-import jax
-import jax.numpy as jnp
-
-from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, Workload
+from strop.bench.workloads import ANSWER_TOKENS, PROMPT_TOKENS, RowName, Workload
+from strop.engine.costs import CostModel
 from strop.machine.probe import MachineRates
-from strop.models import decoder
-from strop.models.cache import cache_groups
-from strop.models.layout import Single
-from strop.models.parameters import Parameters
-from strop.models.spec import ModelSpec
-from strop.ops.attention import AttentionCall, Rows, new_cache
-from strop.ops.attention import cost as attention_cost
-from strop.ops.cost import KV_BYTES, Kind
-from strop.ops.dispatch import record
-from strop.ops.embed import EmbedCall
-from strop.ops.embed import cost as embed_cost
-from strop.ops.experts import ExpertsCall
-from strop.ops.experts import cost as experts_cost
-from strop.ops.linear import LinearCall
-from strop.ops.linear import cost as linear_cost
-from strop.ops.norm import AddNormCall
-from strop.ops.sample import cost as sample_cost
+
+LIMITED_ROWS: tuple[RowName, ...] = ("decode", "throughput", "prefill")
+"""The workloads that have a limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """All operations of one step together."""
-
-    flops: dict[Kind, int]
-    num_bytes: int
-    """Read and written: weights and cache."""
-
-    @property
-    def total_flops(self) -> int:
-        """Over all kinds."""
-        return sum(self.flops.values())
-
-    def limit_s(self, rates: MachineRates) -> float:
-        """Least seconds at these rates."""
-        return rates.limit_s({kind: float(count) for kind, count in self.flops.items()}, self.num_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class CostModel:
-    """Counts the costs of a loaded model's steps by tracing its decoder; nothing is computed."""
-
-    params: Parameters
-    spec: ModelSpec
-    layout: Single
-
-    def step(self, num_rows: int, num_logits: int, context_lens: list[int], num_new: int = 1) -> StepCost:
-        """A step of `num_rows` token rows, of which `num_logits` need logits.
-
-        Args:
-            context_lens: per sequence, the slots its last row sees, itself included.
-            num_new: the last rows of each sequence that this step computes.
-        """
-        flops: Counter[Kind] = Counter()
-        num_bytes = 0
-        for call in self._calls(num_rows, num_logits):
-            if isinstance(call, AttentionCall):
-                window = call.window_len
-                seen = [[min(n - i, window or n) for i in range(num_new)] for n in context_lens]
-                read = sum(min(n, (window or n) + num_new - 1) for n in context_lens)
-                kv_bytes = KV_BYTES[self.layout.kv_dtype] if self.layout.platform == "native" else (4, 0)
-                cost = attention_cost.cost(call, sum(map(sum, seen)), read, *kv_bytes)
-            elif isinstance(call, LinearCall):
-                cost = linear_cost.cost(call)
-            elif isinstance(call, EmbedCall):
-                cost = embed_cost.cost(call)
-            elif isinstance(call, AddNormCall):
-                continue  # neither products nor stored data
-            elif isinstance(call, ExpertsCall):
-                cost = experts_cost.cost(call)
-            else:
-                cost = sample_cost.cost(call)
-            flops[cost.kind] += cost.flops
-            num_bytes += cost.bytes_read + cost.bytes_written
-        return StepCost(dict(flops), num_bytes)
-
-    def _calls(self, num_rows: int, num_logits: int) -> list[object]:
-        """The operations of one step, in order."""
-        layout, spec = self.layout, self.spec
-        groups = cache_groups(spec)
-
-        def step(params: Parameters, fields: jax.Array, tables: jax.Array, counts: jax.Array) -> jax.Array:
-            rows = Rows(fields, tables, counts)
-            caches = None
-            if layout.platform == "native":
-                caches = tuple(
-                    new_cache(
-                        "native",
-                        len(group.layers),
-                        1,
-                        group.num_kv_heads,
-                        group.head_dim,
-                        layout.block_len,
-                        kv_dtype=layout.kv_dtype,
-                    )
-                    for group in groups
-                )
-            hidden, _ = decoder.forward(params, spec, rows, caches, layout)
-            return decoder.logits(params, spec, hidden[:num_logits], counts, layout)
-
-        ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((6, num_rows), (len(groups), num_logits, 1), (2,))]
-        with record() as calls:
-            jax.eval_shape(step, self.params, *ints)
-        return calls
-
-    def decode_step(self, batch: int, context_len: int) -> StepCost:
-        """One step of `batch` sequences of `context_len` tokens, the new one included."""
-        return self.step(batch, batch, [context_len] * batch)
-
-    def prefill(self, num_prompts: int, prompt_len: int) -> StepCost:
-        """Prompts in one step: no engine can read the weights less than once."""
-        return self.step(num_prompts * prompt_len, num_prompts, [prompt_len] * num_prompts, prompt_len)
-
-    def best_value(self, workload: Workload, rates: MachineRates) -> float | None:
-        """The value of `workload` at the machine's limit; None for rows that have none."""
-        batch = workload.amount
-        if workload.row == "prefill":
-            return workload.amount / self.prefill(1, workload.amount).limit_s(rates)
-        if workload.row not in ("decode", "throughput"):
-            return None
-        # A step's time is linear in its context, so the middle step stands for all.
-        step_s = self.decode_step(batch, PROMPT_TOKENS + ANSWER_TOKENS // 2).limit_s(rates)
-        if workload.row == "decode":
-            return batch / step_s
-        prefill_s = self.prefill(batch, PROMPT_TOKENS).limit_s(rates)
-        return batch * ANSWER_TOKENS / (prefill_s + (ANSWER_TOKENS - 1) * step_s)
+def best_value(costs: CostModel, workload: Workload, rates: MachineRates) -> float:
+    """The value of `workload`, one of LIMITED_ROWS, at the machine's limit."""
+    batch = workload.amount
+    if workload.row == "prefill":
+        return workload.amount / costs.prefill(1, workload.amount).limit_s(rates)
+    # A step's time is linear in its context, so the middle step stands for all.
+    step_s = costs.decode_step(batch, PROMPT_TOKENS + ANSWER_TOKENS // 2).limit_s(rates)
+    if workload.row == "decode":
+        return batch / step_s
+    prefill_s = costs.prefill(batch, PROMPT_TOKENS).limit_s(rates)
+    return batch * ANSWER_TOKENS / (prefill_s + (ANSWER_TOKENS - 1) * step_s)

@@ -25,6 +25,9 @@ class Row:
     value: float | None
     unit: str
     share_of_limit: float | None = None
+    """Median of `shares_of_limit`."""
+    shares_of_limit: list[float] = field(default_factory=list)
+    """Of every round: of the limit probed right before it or right after it, whichever was higher."""
     peers: dict[str, float] = field(default_factory=dict)
     values: list[float] = field(default_factory=list)
     """Every round's."""
@@ -95,6 +98,8 @@ def render_rows(report: Report) -> str:
     lines = [header]
     for row in report.rows:
         share = "" if row.share_of_limit is None else f"{row.share_of_limit:.0%}"
+        if row.shares_of_limit:
+            share += f" ({min(row.shares_of_limit):.0%}-{max(row.shares_of_limit):.0%})"
         cells = [f"{row.label} [{row.unit}]", _number(row.value), share]
         for name in names:
             ratio = row.ratios.get(name)

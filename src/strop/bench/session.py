@@ -10,13 +10,14 @@ from statistics import median
 
 from strop.bench.bars import check_bars, mark_coarse
 from strop.bench.card import describe_card, describe_rates, machine_facts, static_card, versions
-from strop.bench.limits import CostModel
-from strop.bench.measure import STROP, Ours, first_token, interleave
+from strop.bench.limits import LIMITED_ROWS, best_value
+from strop.bench.measure import STROP, Contender, Ours, first_token, interleave
 from strop.bench.peers import Peer, find_peers, make_adapter
 from strop.bench.report import Report, Row, measured_row, render_bars, render_missing, render_rows, shares_above_one
 from strop.bench.workloads import Workload, workloads
 from strop.core.config import EngineConfig, KvDtype
 from strop.core.errors import StropError
+from strop.engine.costs import CostModel
 from strop.engine.engine import Engine
 from strop.engine.loading import load_model
 from strop.formats.pack_cache import cache_directory
@@ -76,8 +77,7 @@ def run_bench(options: BenchOptions, say: Say) -> Report:
         clock = KernelClock(limit.library) if limit.library is not None and loaded.platform == "native" else None
         ours = Ours(engine, options.model, config.num_threads, clock)
         for workload in chosen:
-            report.rows.append(_measure(workload, ours, peers, options.repeats, say))
-            limit.apply(report.rows[-1])
+            report.rows.append(_measure(workload, ours, limit, peers, options.repeats, say))
         _add_extra_rows(report, ours, options)
     finally:
         for peer in peers:
@@ -93,36 +93,56 @@ def run_bench(options: BenchOptions, say: Say) -> Report:
 
 
 class _Limit:
-    """The machine's rates, probed between the rows: a shared machine's memory is not as fast at all times."""
+    """What the machine allows, measured like a contender, right before and right after ours in every round.
+
+    A shared machine is not equally fast at all times: only neighbours can be compared.
+    """
 
     def __init__(self, costs: CostModel, num_threads: int) -> None:
         self._costs, self._num_threads = costs, num_threads
         self.library = native.library() if costs.layout.platform == "native" else None
-        self.rates = self._probe()
-        """Of the last probe."""
+        self.rates = self._probe(3.0)
+        """The best seen; None without native kernels to probe with."""
 
-    def _probe(self) -> MachineRates | None:
+    def around(self, ours: Ours) -> list[Contender]:
+        """Ours, between two measurements of the limit where there are any."""
+        return [ours] if self.rates is None else [_Ceiling(self, "before"), ours, _Ceiling(self, "after")]
+
+    def value(self, workload: Workload) -> float:
+        """The workload's value at the limit, now; 0 if it has none."""
+        if workload.row not in LIMITED_ROWS:
+            return 0.0
+        rates = self._probe(0.8)
+        assert rates is not None and self.rates is not None
+        self.rates = self.rates.better_of(rates)
+        return best_value(self._costs, workload, rates)
+
+    def _probe(self, seconds: float) -> MachineRates | None:
         if self.library is None:
             return None
         working_set_bytes = self._costs.decode_step(1, 128).num_bytes
-        return probe(self.library, working_set_bytes, self._num_threads)
-
-    def apply(self, row: Row) -> None:
-        """Fills in the share of a row just measured: of the limit before it or after it, whichever is higher."""
-        before, self.rates = self.rates, self._probe()
-        if before is None or self.rates is None or row.workload is None:
-            return
-        rates = before.better_of(self.rates)
-        best = self._costs.best_value(row.workload, rates)
-        row.share_of_limit = row.value / best if best and row.value is not None else None
-        row.details["rates"] = asdict(rates)
+        return probe(self.library, working_set_bytes, self._num_threads, seconds)
 
 
-def _measure(workload: Workload, ours: Ours, peers: list[Peer], repeats: int, say: Say) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Ceiling:
+    limit: _Limit
+    name: str
+
+    def measure(self, workload: Workload) -> float:
+        """See _Limit.value."""
+        return self.limit.value(workload)
+
+
+def _measure(workload: Workload, ours: Ours, limit: _Limit, peers: list[Peer], repeats: int, say: Say) -> Row:
     begin = time.perf_counter()
     partners = [peer for peer in peers if peer.spec.serves(workload.row)]
-    values, missing = interleave([ours, *partners], workload, repeats, cache_directory())
+    values, missing = interleave([*limit.around(ours), *partners], workload, repeats, cache_directory())
+    ceilings = [max(pair) for pair in zip(values.pop("before", []), values.pop("after", []), strict=True)]
     row = measured_row(workload, ours.name, values, missing)
+    if any(ceilings) and row.value is not None:
+        row.shares_of_limit = [value / best for value, best in zip(row.values, ceilings, strict=True)]
+        row.share_of_limit = median(row.shares_of_limit)
     row.flags = {peer.name: peer.chosen[workload.label] for peer in partners if peer.name in row.peers}
     others = ", ".join(f"{name} {value:.4g}" for name, value in row.peers.items())
     value = "no value" if row.value is None else f"{row.value:.4g} {row.unit}"

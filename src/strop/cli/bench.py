@@ -36,7 +36,7 @@ def command(
     """Measures a model on this machine.
 
     MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id. Ends with exit code 1 when a row beats
-    the probed limit.
+    the probed limit. `strop bench serve URL` measures a server.
     """
     from strop.bench.peers import default_directory
     from strop.bench.report import shares_above_one

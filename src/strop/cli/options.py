@@ -76,13 +76,13 @@ def sampling_params(settings: Mapping[str, Any]) -> SamplingParams:
     return SamplingParams(**(chosen | {"max_tokens": chosen["max_tokens"] or None}))
 
 
-def engine_config(settings: Mapping[str, Any]) -> EngineConfig:
-    """For one sequence, from the values of `engine_options`. RequestError for a limit out of range."""
+def engine_config(settings: Mapping[str, Any], max_num_seqs: int = 1) -> EngineConfig:
+    """From the values of `engine_options`. RequestError for a limit out of range."""
     memory = settings["memory"]
     if not 0 <= memory < 1e9:
         raise RequestError(f"--memory {memory} is out of range: give GiB, or 0 for what is available")
     return EngineConfig(
-        max_num_seqs=1,
+        max_num_seqs=max_num_seqs,
         max_context_len=settings["context"],
         kv_dtype=settings["kv_dtype"],
         memory_bytes=int(memory * GIB),

@@ -12,6 +12,8 @@ FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+GRAMMAR_STUCK = "structured_outputs cannot be enforced any further"
+"""How the reason of an abort begins where the grammar asked for needs more than its limits, or allows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = None
     """Report the chosen token's log probability and those of this many most probable tokens (raw, before penalties)."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's own tokens but the first, each after those before it; nothing is taken from the prefix
+    cache then."""
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -154,6 +159,8 @@ class TokenEvent:
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's tokens from the second on; comes once, with the first event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +175,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(slots=True)
@@ -191,6 +199,8 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """One per prompt token, None for the first, if they were asked for."""
 
 
 @dataclass(slots=True)
@@ -216,7 +226,7 @@ class EmbeddingRequestOutput:
 _INT64_MAX = 2**63 - 1
 _LARGEST = 1e30  # stays finite in float32, after any arithmetic the sampler does
 
-_OPTIONAL = ("max_tokens", "seed", "logprobs")
+_OPTIONAL = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 # Comparisons are false for NaN.
 _NUMBERS: dict[str, tuple[type[int] | type[float], Callable[[Any], bool], str]] = {
@@ -232,6 +242,7 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], Callable[[Any], bool], str]] 
     "presence_penalty": (float, lambda x: abs(x) < _LARGEST, "a finite number"),
     "frequency_penalty": (float, lambda x: abs(x) < _LARGEST, "a finite number"),
     "logprobs": (int, lambda n: 0 <= n <= MAX_LOGPROBS, f"an integer from 0 to {MAX_LOGPROBS}, or None"),
+    "prompt_logprobs": (int, lambda n: 0 <= n <= MAX_LOGPROBS, f"an integer from 0 to {MAX_LOGPROBS}, or None"),
 }
 
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
-from strop.core.request import Request, TokenEvent, TokenLogprob
+from strop.core.request import GRAMMAR_STUCK, Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
-from strop.engine.pack import Packer, StepShape, bucket
-from strop.engine.sample import SampleRow, build_sample_inputs, needs_full
-from strop.engine.scheduler import Scheduler, StepPlan
+from strop.engine.pack import Packer, StepShape, Wanted, bucket
+from strop.engine.sample import SampleRow, build_sample_inputs, needs_full, scoring_row
+from strop.engine.scheduler import Scheduler, StepPlan, StepRow
 from strop.engine.step import CompiledModel, copy_block
 from strop.formats.tokenizer import Tokenizer
 from strop.models.cache import cache_groups, num_pool_blocks
@@ -24,7 +24,6 @@ from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
-from strop.ops.attention import block_axis
 from strop.ops.sample import ALL_ALLOWED
 
 if TYPE_CHECKING:  # llguidance is imported when a request first needs it
@@ -32,18 +31,23 @@ if TYPE_CHECKING:  # llguidance is imported when a request first needs it
 
 log = logging.getLogger(__name__)
 
+Logprobs = list[list[TokenLogprob]]
+"""By row of the plan."""
+
 _MAX_FAILURES = 3  # steps that may fail in a row before the engine gives up
 
 
 @dataclass(slots=True)
 class StepTimes:
-    """Where the last step's time went."""
+    """Where the last step's time went, and on what."""
 
     schedule_s: float = 0.0
     pack_s: float = 0.0
     run_s: float = 0.0
     commit_s: float = 0.0
     num_tokens: int = 0
+    rows: tuple[StepRow, ...] = ()
+    """What it computed; nothing if it failed."""
 
 
 class Engine:
@@ -106,6 +110,7 @@ class Engine:
             StropError: a step was refused, or several failed in a row. The requests are still there: abort them.
         """
         begin = time.perf_counter()
+        self.last_step.rows = ()
         plan = self.scheduler.schedule()
         if plan is None:
             return []
@@ -113,9 +118,9 @@ class Engine:
         try:
             self._copy_blocks(plan)
             shape, ints, wanted = self._packer.pack(plan)
-            rows = [self._sample_row(plan, i) for i in wanted]
+            rows = [self._sample_row(plan, want) for want in wanted]
             packed = time.perf_counter()
-            outputs, logprobs = self._run(plan, shape, ints, wanted, rows)
+            outputs, logprobs, scores = self._run(plan, shape, ints, wanted, rows)
             ran = time.perf_counter()
             complete = self._advance_matchers(plan, wanted, rows, outputs)
         except Exception as error:
@@ -126,11 +131,11 @@ class Engine:
             raise
         self._num_failures = 0
         events = self._fail_without_token(plan, outputs)
-        events += self.scheduler.commit(plan, outputs, logprobs, complete)
+        events += self.scheduler.commit(plan, outputs, logprobs, scores, complete)
         times = self.last_step
         times.schedule_s, times.pack_s = scheduled - begin, packed - scheduled
         times.run_s, times.commit_s = ran - packed, time.perf_counter() - ran
-        times.num_tokens = plan.num_tokens
+        times.num_tokens, times.rows = plan.num_tokens, plan.rows
         return events
 
     def score(self, token_ids: list[int], *, decode_from: int | None = None) -> Iterator[np.ndarray]:
@@ -182,37 +187,42 @@ class Engine:
                 )
 
     def _copy_blocks(self, plan: StepPlan) -> None:
-        axis = block_axis(self.layout.platform)
         for group, source, destination in plan.copies:
             caches = list(self._caches)
-            caches[group] = copy_block(caches[group], source, destination, axis=axis)
+            caches[group] = copy_block(caches[group], source, destination, platform=self.layout.platform)
             self._caches = tuple(caches)
 
     def _run(
-        self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[int], rows: list[SampleRow]
-    ) -> tuple[list[list[int]], list[list[TokenLogprob]] | None]:
+        self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[Wanted], rows: list[SampleRow]
+    ) -> tuple[list[list[int]], Logprobs | None, Logprobs | None]:
+        """New tokens of each row of the plan, their log probabilities, and those of its prompt tokens."""
         outputs: list[list[int]] = [[] for _ in plan.rows]
         if not needs_full(rows):
             sampled, self._caches = self._compiled.step(self._caches, ints, None, shape, 0)
-            for i, token_id in zip(wanted, np.asarray(sampled).tolist(), strict=False):
+            for (i, _), token_id in zip(wanted, np.asarray(sampled).tolist(), strict=False):
                 outputs[i] = [token_id]
-            return outputs, None
+            return outputs, None, None
         asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
         num_top = 0 if not asked else bucket(max(*asked, 1), 2)
         inputs = build_sample_inputs(rows, shape.num_seqs, self._allowed(rows, shape.num_seqs))
         sampled, self._caches = self._compiled.step(self._caches, ints, inputs, shape, num_top)
         token_ids, chosen, top_ids, top_logprobs = (np.asarray(part) for part in sampled)
-        logprobs: list[list[TokenLogprob]] = [[] for _ in plan.rows]
-        for j, i in enumerate(wanted):
-            outputs[i] = [int(token_ids[j])]
-            count = rows[j].params.logprobs
+        logprobs: Logprobs = [[] for _ in plan.rows]
+        scores: Logprobs = [[] for _ in plan.rows]
+        for j, (i, scored_token_id) in enumerate(wanted):
+            token_id, count = int(token_ids[j]), rows[j].params.logprobs
+            if scored_token_id is None:
+                outputs[i] = [token_id]
             if count is not None:
                 top = zip(top_ids[j, :count].tolist(), top_logprobs[j, :count].tolist(), strict=True)
-                logprobs[i] = [TokenLogprob(int(token_ids[j]), float(chosen[j]), tuple(top))]
-        return outputs, logprobs
+                into = logprobs if scored_token_id is None else scores
+                into[i].append(TokenLogprob(token_id, float(chosen[j]), tuple(top)))
+        return outputs, logprobs, scores
 
-    def _sample_row(self, plan: StepPlan, i: int) -> SampleRow:
-        seq = self.scheduler.sequence(plan.rows[i].seq_id)
+    def _sample_row(self, plan: StepPlan, want: Wanted) -> SampleRow:
+        seq = self.scheduler.sequence(plan.rows[want.row].seq_id)
+        if want.scored_token_id is not None:
+            return scoring_row(want.scored_token_id, seq.params.prompt_logprobs or 0)
         row = seq.sample_row
         if row is None:
             row = seq.sample_row = SampleRow.of(seq)
@@ -230,11 +240,11 @@ class Engine:
         return self._grammars.masks(matchers, num_rows) if any(matchers) else ALL_ALLOWED
 
     def _advance_matchers(
-        self, plan: StepPlan, wanted: list[int], rows: list[SampleRow], outputs: list[list[int]]
+        self, plan: StepPlan, wanted: list[Wanted], rows: list[SampleRow], outputs: list[list[int]]
     ) -> set[int]:
         """Tells matchers their answers' new tokens; returns the seq_ids of answers that these complete."""
         complete = set()
-        for i, row in zip(wanted, rows, strict=True):
+        for (i, _), row in zip(wanted, rows, strict=True):
             matcher = row.matcher
             if matcher is not None and outputs[i][0] >= 0:
                 matcher.advance(outputs[i][0])
@@ -253,7 +263,7 @@ class Engine:
                 matcher = seq.sample_row.matcher
                 reason = "the model gave no usable logits (NaN): its weights may be damaged"
                 if matcher is not None and matcher.error is not None:
-                    reason = f"structured_outputs cannot be enforced any further: {matcher.error}"
+                    reason = f"{GRAMMAR_STUCK}: {matcher.error}"
                 events.append(TokenEvent(request_id, index, (), (), "abort", reason))
         return events
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
+from strop.formats.chat_templates import DEFAULT
 from strop.formats.checkpoint import AnyCheckpoint, open_checkpoint
 from strop.formats.gguf import GGUFCheckpoint
 from strop.formats.gguf_tokenizer import tokenizer_from_gguf
 from strop.formats.pack_cache import cache_directory
 from strop.formats.sentence_transformers import Pooling, PoolingKind, read_pooling
+from strop.formats.template import TemplateRenderer
 from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
 from strop.models.reader import ParameterReader, load_spec
-from strop.models.spec import LayerSpec, ModelSpec
+from strop.models.spec import ModelSpec
 from strop.ops import native
 from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
@@ -188,25 +190,33 @@ def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
 
     for layer in dict.fromkeys(spec.layers):
         reason = declines_shape(layer.attention.head_dim, config.block_len) or declines_gate(layer.mlp.ffn_dim)
-        reason = reason or _unserved(layer)
         if reason is not None:
             return reason
     return None
 
 
-def _unserved(layer: LayerSpec) -> str | None:
-    """What the native kernels do not do yet; None if nothing."""
-    qk_norm = layer.attention.qk_norm
-    if qk_norm is not None and qk_norm.over == "each_head":
-        return "norms with a weight for each head have no kernel yet"
-    return None
+def load_text_side(model: str, chat_template: str | None = None) -> Tokenizer:
+    """What a front end needs of a model whose engine runs elsewhere; the template, if given, is used for all chats.
+
+    Raises FormatError for a template that does not parse.
+    """
+    checkpoint = open_checkpoint(model)
+    # What a client says can make a template slow, and other chats wait for it.
+    tokenizer = load_tokenizer(checkpoint, TemplateRenderer(timeout_s=1.0))
+    tokenizer.fit_embedding(load_spec(checkpoint).vocab_size)
+    if chat_template is not None:
+        tokenizer.chat_templates = {DEFAULT: chat_template}
+        with suppress(RequestError):  # whether it likes these messages is another matter
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    tokenizer.start_renderer()
+    return tokenizer
 
 
-def load_tokenizer(checkpoint: AnyCheckpoint) -> Tokenizer:
+def load_tokenizer(checkpoint: AnyCheckpoint, renderer: TemplateRenderer | None = None) -> Tokenizer:
     """The tokenizer stored with the checkpoint."""
     if isinstance(checkpoint, GGUFCheckpoint):
-        return tokenizer_from_gguf(checkpoint.metadata)
-    return tokenizer_from_folder(checkpoint.path)
+        return tokenizer_from_gguf(checkpoint.metadata, renderer)
+    return tokenizer_from_folder(checkpoint.path, renderer)
 
 
 def resolve(config: EngineConfig, spec: ModelSpec) -> EngineConfig:

@@ -26,6 +26,15 @@ class StepShape(NamedTuple):
         return 6 * self.num_rows + 2 + self.num_seqs + self.num_groups * self.num_seqs * self.table_len
 
 
+class Wanted(NamedTuple):
+    """What a row of logits is for."""
+
+    row: int
+    """Index in plan.rows."""
+    scored_token_id: int | None
+    """The prompt's token whose log probability is asked; None: a token is to be sampled."""
+
+
 def bucket(value: int, factor: int, smallest: int = 1) -> int:
     """The smallest of `smallest`, `smallest * factor`, ... that holds `value`."""
     size = smallest
@@ -90,35 +99,41 @@ class Packer:
         table_len = bucket(-(-longest // self._block_len), 2)
         return StepShape(bucket(num_rows, 4), bucket(num_seqs, 4), min(table_len, max_table_len), num_groups)
 
-    def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[int]]:
-        """The bucket, the int32 array laid out as StepShape says, and for each logits row its index in plan.rows.
+    def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[Wanted]]:
+        """The bucket, the int32 array laid out as StepShape says, and what each row of logits is for.
 
         The array is the bucket's own: the next step of this bucket overwrites it.
         """
         rows = plan.rows
         table_rows = self._table_rows(plan)
-        shape = self.shape(plan.num_tokens, len(rows), max(row.start + row.count for row in rows))
+        num_logits = sum(row.wants_token + len(row.scored_token_ids) for row in rows)
+        longest = max(row.start + row.count for row in rows)
+        shape = self.shape(plan.num_tokens, max(len(rows), num_logits), longest)
         buffer = self._buffers.get(shape)
         if buffer is None:
             buffer = self._buffers[shape] = _Buffer(shape)
         token_ids: list[int] = []
         places: list[int] = []
         seqs: list[int] = []
-        wanted, last_rows = [], []
+        wanted: list[Wanted] = []
+        logit_rows: list[int] = []
         for i, row in enumerate(rows):
+            if row.scored_token_ids:
+                wanted += [Wanted(i, token_id) for token_id in row.scored_token_ids]
+                logit_rows += range(len(places), len(places) + len(row.scored_token_ids))
             token_ids += row.token_ids
             places += range(row.start, row.start + row.count)
             seqs += [i] * row.count
             if row.wants_token:
-                wanted.append(i)
-                last_rows.append(len(places) - 1)
+                wanted.append(Wanted(i, None))
+                logit_rows.append(len(places) - 1)
         num_tokens = len(places)
         ends = [place + 1 for place in places]
         buffer.fields[:, :num_tokens] = (token_ids, places, places, [0] * num_tokens, ends, seqs)
         if num_tokens < buffer.num_tokens:
             buffer.fields[:, num_tokens : buffer.num_tokens] = _PADDING
         buffer.num_tokens = num_tokens
-        buffer.tail[: 2 + len(wanted)] = (num_tokens, len(wanted), *last_rows)
+        buffer.tail[: 2 + len(wanted)] = (num_tokens, len(wanted), *logit_rows)
         if buffer.tables_of != (table_rows, self._num_changes):
             buffer.tables[:, : len(rows)] = self._tables[:, table_rows, : shape.table_len]
             buffer.tables_of = (table_rows, self._num_changes)

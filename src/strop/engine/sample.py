@@ -18,6 +18,7 @@ EDIT_BUCKET_STEP = 8
 
 PADDING_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 _MASK64 = 2**64 - 1
+_OVERWHELMING = 1e29
 
 
 class SampleRow:
@@ -171,6 +172,12 @@ class SampleRow:
             grown = max(num_edits, 2 * capacity) - capacity
             self._numbers = np.pad(self._numbers, ((0, 0), (0, grown)))
             self._biases = np.pad(self._biases, (0, grown))
+
+
+def scoring_row(token_id: int, num_logprobs: int) -> SampleRow:
+    """Picks a given token, so that its log probability, which no bias changes, comes with those of the best ones."""
+    params = SamplingParams(temperature=0.0, logprobs=num_logprobs, logit_bias={token_id: _OVERWHELMING})
+    return SampleRow(params, 0, [], 0, finish_token_ids=())
 
 
 def needs_full(rows: list[SampleRow]) -> bool:

@@ -47,6 +47,8 @@ class StepRow(msgspec.Struct, frozen=True):
     """Whether the last token's logits are to be sampled (the row reaches the end of the known tokens)."""
     num_prompt_tokens: int
     """How many of the `count` tokens, from the first, belong to the prompt; the rest were generated."""
+    scored_token_ids: tuple[int, ...] = ()
+    """Prompt tokens whose log probabilities are wanted: the first of them after the row's first token, and so on."""
     num_draft_tokens: int = 0
     """How many of the last tokens are guesses to verify."""
 
@@ -124,6 +126,11 @@ class Scheduler:
         return bool(self._sequences)
 
     @property
+    def request_ids(self) -> list[str]:
+        """Of all unfinished requests."""
+        return list(self._requests)
+
+    @property
     def max_request_tokens(self) -> int:
         """Prompt and answer of a request, at most: what the context and the whole cache hold."""
         return min(self._max_context_len, self.max_cached_tokens + 1)  # the last token is never computed
@@ -194,7 +201,7 @@ class Scheduler:
             raise ValueError("schedule() was called with a plan in flight: commit it, or reset() if its step failed")
         rows: list[StepRow] = []
         copies: list[tuple[int, int, int]] = []
-        budget = self._max_step_tokens
+        budget, num_scores = self._max_step_tokens, self._max_num_seqs
         running = list(self._running.values())
         num_behind = len(running)
         may_admit = True
@@ -204,7 +211,7 @@ class Scheduler:
                 break
             num_behind -= 1
             start = seq.num_computed_tokens
-            end = self._chunk_end(seq, start, budget - num_behind)
+            end = self._chunk_end(seq, start, budget - num_behind, num_scores)
             if end == start:  # an atomic span lacks budget: let the others drain
                 may_admit = False
                 continue
@@ -213,14 +220,16 @@ class Scheduler:
                 break
             budget -= end - start
             rows.append(_row(seq, start, end))
+            num_scores -= len(rows[-1].scored_token_ids)
         while may_admit and budget and self._waiting and len(self._running) < self._max_num_seqs:
             seq = next(iter(self._waiting.values()))
-            if not self._admit(seq, budget, copies):
+            if not self._admit(seq, budget, num_scores, copies):
                 break
             start = seq.num_computed_tokens
-            end = self._chunk_end(seq, start, budget)
+            end = self._chunk_end(seq, start, budget, num_scores)
             budget -= end - start
             rows.append(_row(seq, start, end))
+            num_scores -= len(rows[-1].scored_token_ids)
         for choices in list(self._holding.values()):  # only now, so that no copy's source is handed out in this plan
             if not choices.unforked:
                 self._drop_hold(choices)
@@ -233,6 +242,7 @@ class Scheduler:
         plan: StepPlan,
         outputs: SequenceOf[SequenceOf[int]],
         logprobs: SequenceOf[SequenceOf[TokenLogprob]] | None = None,
+        scores: SequenceOf[SequenceOf[TokenLogprob]] | None = None,
         complete: Collection[int] = (),
     ) -> list[TokenEvent]:
         """Take a step's results: `outputs[i]` are the new tokens of `plan.rows[i]`, empty unless it wants a token.
@@ -240,7 +250,8 @@ class Scheduler:
         Answers of the seq_ids in `complete` have all that their grammar allows: they end with their new tokens.
 
         Tokens after the one that ends a sequence are dropped; rows of sequences aborted meanwhile are ignored. Returns
-        one event per choice that got tokens; `logprobs[i]`, where given, runs parallel to `outputs[i]`.
+        one event per choice that got tokens; `logprobs[i]`, where given, runs parallel to `outputs[i]`, and `scores[i]`
+        to the row's `scored_token_ids`.
         """
         if plan is not self._in_flight:
             raise ValueError("commit() takes the plan that schedule() gave last, once")
@@ -256,6 +267,8 @@ class Scheduler:
             if bool(new_token_ids) != row.wants_token:
                 raise ValueError(f"row {i}: wants_token={row.wants_token}, but {len(new_token_ids)} tokens came")
             seq.num_computed_tokens = row.start + row.count
+            if scores and row.scored_token_ids:
+                seq.prompt_logprobs[row.start :] = scores[i]
             if seq.num_computed_tokens >= (seq.num_published_blocks + 1) * self._block_len:
                 self._publish(seq)
             if seq.choices.leader is seq and seq.num_computed_tokens >= seq.prompt_len:
@@ -329,9 +342,12 @@ class Scheduler:
                 )
             previous_end = hi
 
-    def _chunk_end(self, seq: Sequence, start: int, budget: int) -> int:
-        """Where a chunk from `start` of at most `budget` tokens ends; `start` if an atomic span does not fit."""
+    def _chunk_end(self, seq: Sequence, start: int, budget: int, num_scores: int) -> int:
+        """Where a chunk from `start` of at most `budget` tokens ends, `num_scores` of them with log probabilities of
+        the prompt; `start` if an atomic span does not fit, or no more of these."""
         end = min(len(seq.token_ids), start + budget)
+        if seq.wants_scores and start + num_scores < seq.prompt_len - 1:
+            end = min(end, start + num_scores)
         if self._distinct_roles and start < seq.prompt_len < end:
             end = seq.prompt_len
         for lo, hi in seq.atomic_spans:
@@ -355,10 +371,10 @@ class Scheduler:
         seq.num_slots = num_blocks * self._block_len
         return True
 
-    def _admit(self, seq: Sequence, budget: int, copies: list[tuple[int, int, int]]) -> bool:
+    def _admit(self, seq: Sequence, budget: int, num_scores: int, copies: list[tuple[int, int, int]]) -> bool:
         """Start the sequence at the head of the queue if its blocks and its first chunk fit."""
         tables, num_computed_tokens, copy_sources, is_fork = self._find_prefix(seq)
-        if self._chunk_end(seq, num_computed_tokens, budget) == num_computed_tokens:
+        if self._chunk_end(seq, num_computed_tokens, budget, num_scores) == num_computed_tokens:
             return False
         num_shared = len(tables[0])
         lengths = self.groups.lengths(len(seq.token_ids), num_computed_tokens)
@@ -366,7 +382,7 @@ class Scheduler:
             if self._running or not self._holding:
                 return False
             self._drop_holds()  # nothing runs, so nothing else will give way
-            return self._admit(seq, budget, copies)
+            return self._admit(seq, budget, num_scores, copies)
         self.groups.share(tables)
         self.groups.extend(tables, lengths)
         seq.block_tables = tables
@@ -399,7 +415,7 @@ class Scheduler:
         nothing = self.groups.new_tables()
         if seq.atomic_spans:  # keys and values inside a span depend on tokens after them: a prefix does not name them
             return nothing, 0, [], False
-        num_matchable = (len(seq.token_ids) - 1) // self._block_len
+        num_matchable = 0 if seq.wants_scores else (len(seq.token_ids) - 1) // self._block_len
         cached = self.groups.match(self._keys(seq, num_matchable)) if self.groups.prefix_cache else nothing
         num_cached_tokens = len(cached[0]) * self._block_len
         held, fork_len = seq.choices.held_tables, seq.prompt_len - 1
@@ -462,6 +478,7 @@ class Scheduler:
         if is_complete:
             finish_reason = "stop"
         kept = tuple(seq.token_ids[num_before:])
+        prompt_logprobs, seq.prompt_logprobs = tuple(seq.prompt_logprobs), []
         if finish_reason:
             self._remove(seq)
         return TokenEvent(
@@ -472,6 +489,7 @@ class Scheduler:
             finish_reason,
             stop_reason,
             seq.choices.num_cached_tokens or 0,
+            prompt_logprobs,
         )
 
     def _preempt(self, seq: Sequence) -> None:
@@ -540,4 +558,5 @@ def _row(seq: Sequence, start: int, end: int) -> StepRow:
         seq.num_slots,
         end == len(token_ids),
         max(0, min(seq.prompt_len, end) - start),
+        tuple(token_ids[start + 1 : min(end + 1, seq.prompt_len)]) if seq.wants_scores else (),
     )

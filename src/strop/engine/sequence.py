@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from strop.core.request import Request, SamplingParams
+from strop.core.request import Request, SamplingParams, TokenLogprob
 from strop.engine.group_pools import Tables
 
 if TYPE_CHECKING:  # llguidance is imported when a request first needs it
@@ -51,6 +51,8 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)
     """Keys of the full blocks, as far as anyone asked; they depend on tokens only and outlive preemption."""
     num_published_blocks: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, until the first event takes them along."""
     sample_row: Any = None
     """What the sampler keeps about this sequence between steps; the scheduler never looks."""
 
@@ -58,6 +60,13 @@ class Sequence:
     def request(self) -> Request:
         """The request it is a choice of."""
         return self.choices.request
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether log probabilities of the prompt are still wanted: of the one choice that computes it, until then."""
+        if self.params.prompt_logprobs is None or len(self.token_ids) > self.prompt_len:
+            return False
+        return not self.choices.held_tables
 
     @property
     def params(self) -> SamplingParams:

@@ -1,5 +1,6 @@
 """The compiled step: forward, logits of the wanted rows, sampling. The caches are donated in and returned."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,8 +16,9 @@ from strop.models.layout import Single
 from strop.models.parameters import Parameters
 from strop.models.spec import ModelSpec
 from strop.ops import native
-from strop.ops.attention import Rows, new_cache
+from strop.ops.attention import Rows, block_axis, new_cache
 from strop.ops.bound import bind_native
+from strop.ops.dispatch import Platform
 from strop.ops.program import string_calls
 from strop.ops.sample import SampleInputs, SampleOutputs
 from strop.ops.sample.op import greedy, sample
@@ -137,8 +139,20 @@ class CompiledModel:
         return bound or partial(jax.jit(string_calls(function), donate_argnums=donated), self._arrays)
 
 
+def copy_block(cache: jax.Array, source: int, destination: int, *, platform: Platform) -> jax.Array:
+    """The cache, donated in, with one block copied over another."""
+    axis = block_axis(platform)
+    if platform != "native":
+        return _copy_block(cache, source, destination, axis=axis)
+    # XLA would make a whole new cache, and with it take the memory of pages that nobody has used yet.
+    address = cache.block_until_ready().unsafe_buffer_pointer()
+    in_place = np.ctypeslib.as_array((ctypes.c_uint8 * cache.nbytes).from_address(address))
+    blocks = in_place.reshape(*cache.shape[: axis + 1], -1)
+    blocks[:, destination] = blocks[:, source]
+    return cache
+
+
 @partial(jax.jit, static_argnames=("axis",), donate_argnames=("cache",))
-def copy_block(cache: jax.Array, source: Any, destination: Any, *, axis: int) -> jax.Array:
-    """The cache with one block (an index along `axis`) copied over another, in place."""
+def _copy_block(cache: jax.Array, source: Any, destination: Any, *, axis: int) -> jax.Array:
     block = jax.lax.dynamic_slice_in_dim(cache, source, 1, axis)
     return jax.lax.dynamic_update_slice_in_dim(cache, block, destination, axis)

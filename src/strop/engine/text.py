@@ -207,4 +207,5 @@ def _delta(event: TokenEvent, text: str, num_used: int | None = None, stop: str 
         event.finish_reason if stop is None else "stop",
         event.stop_reason if stop is None else stop,
         event.num_cached_tokens,
+        event.prompt_logprobs,
     )

@@ -103,7 +103,9 @@ class Tokenizer:
         `text` are plain text (for input that must not steer the model); user-defined tokens are always recognised.
         """
         backend = self._backend if allow_special else self._literal_backend
-        ids: list[int] = backend.encode(replace_surrogates(text), add_special_tokens=False).ids
+        # As one of a batch, since that lets other threads run meanwhile; `encode` holds the interpreter's lock.
+        (encoding,) = backend.encode_batch_fast([replace_surrogates(text)], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         if self._has_stand_ins:
             ids = self._without_stand_ins(ids)
         return self.frame(ids) if add_special else ids
@@ -147,6 +149,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt text for `messages`, special tokens included: encode it with `add_special=False`.
@@ -155,6 +158,8 @@ class Tokenizer:
             tools: what the model may call, each as a JSON schema: {"type": "function", "function": {...}}.
             documents: what it may look at, each as {"title": ..., "text": ...}.
             chat_template: instead of the model's own.
+            continue_final_message: the text ends where the last message's content does, for the model to go on with.
+                Give add_generation_prompt=False with it.
             variables: what else the template knows, such as enable_thinking=False.
 
         What is None in a message, `content` aside, is left out: clients send `"tool_calls": null`, templates look for
@@ -168,10 +173,17 @@ class Tokenizer:
                 raise RequestError(f"{name} must be a list of maps, such as JSON schemas, not {listed!r:.80}")
         given = {**dict(self._special.template_names), "tools": tools, "documents": documents, **variables}
         template = template_for(self.chat_templates if chat_template is None else {DEFAULT: chat_template}, given)
-        messages = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in messages]
-        return self._renderer.render(
-            template, {**given, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        shown = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in messages]
+        mark = _mark_end(shown) if continue_final_message else ""
+        text = self._renderer.render(
+            template, {**given, "messages": shown, "add_generation_prompt": add_generation_prompt}
         )
+        if not mark:
+            return text
+        continued, found, _ = text.rpartition(mark)
+        if not found:
+            raise RequestError("this model's chat template does not show the message that is to be continued")
+        return continued
 
     def fit_embedding(self, num_rows: int) -> None:
         """Checks that the model has a row for every token; more rows (padding) are fine. FormatError if not.
@@ -291,6 +303,16 @@ def build(name: str, make: Callable[[], T]) -> T:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise FormatError(f"{name} does not hold a usable tokenizer: {error}; fetch the model again") from None
         raise
+
+
+def _mark_end(messages: list[dict[str, Any]]) -> str:
+    """Puts a text that nobody can guess after the last message's content; templates trim what stands at its end."""
+    content = messages[-1].get("content") if messages else None
+    if not isinstance(content, str):
+        raise RequestError("continue_final_message goes on with a text: the last message's content must be one")
+    mark = secrets.token_hex(16)
+    messages[-1] = {**messages[-1], "content": content + mark}
+    return mark
 
 
 def _without_special_pieces(content: str, special_ids: frozenset[int]) -> str:

@@ -99,12 +99,14 @@ class MemoryPlan:
             parts.insert(1, f"{plus}{_size(self.window_bytes_per_seq)} per sequence in windowed layers")
         longest = self.longest(1)
         at_full_len = max(n for n in range(1, self.max_num_seqs + 1) if self.longest(n) == longest)
+        fits = f"{at_full_len} sequence{'s' if at_full_len > 1 else ''} of {longest:,} tokens"
+        if at_full_len < self.max_num_seqs:
+            fits += f", or {self.max_num_seqs} of {self.longest(self.max_num_seqs):,}"
         return (
             f"memory: weights {_size(self.weight_bytes)}, cache up to {_size(self.cache_bytes)} "
             f"({', '.join(parts)}), activations {_size(self.activation_bytes)}, runtime {_size(self.runtime_bytes)}; "
             f"in all {_size(self.total_bytes)} of {_size(self.limit_bytes)}\n"
-            f"fits: {at_full_len} sequences of {longest:,} tokens, or "
-            f"{self.max_num_seqs} of {self.longest(self.max_num_seqs):,}"
+            f"fits: {fits}"
         )
 
 

@@ -1,6 +1,7 @@
 """Checkpoint -> ModelSpec, and its tensors as canonical parameters: renamed, re-ordered, checked."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -135,6 +136,12 @@ class ParameterReader:
 
     def read(self, path: str) -> TensorValue:
         """The parameter's exact value. Raises FormatError when it, or one of its scales, is not finite."""
+        value = self._read(path)
+        if self._names is not None and self._names.adjacent_rotary_pairs:
+            return self._with_halves_apart(path, value)
+        return value
+
+    def _read(self, path: str) -> TensorValue:
         name = self._tensor_names[path]
         if self._num_stacked[name]:
             return self._read_stacked(path, name)
@@ -147,8 +154,6 @@ class ParameterReader:
             value = value.take_rows(rows) if isinstance(value, GroupQuantized) else value[rows]
         else:
             self._last = None
-        if self._names is not None and self._names.adjacent_rotary_pairs:
-            return self._with_halves_apart(path, value)
         return value
 
     def _read_stacked(self, path: str, name: str) -> TensorValue:
@@ -202,17 +207,20 @@ class ParameterReader:
 
     def _with_halves_apart(self, path: str, value: TensorValue) -> TensorValue:
         """Undoes the row order of GGUF's llama converter: rows (2j, 2j + 1) of a head become (j, j + H // 2)."""
-        role = path.rpartition(".")[2]
-        if role not in ("q", "k", "q_bias", "k_bias"):
+        if not _OF_QUERIES_OR_KEYS.fullmatch(path):
             return value
         attention = self.spec.layers[int(path.split(".")[1])].attention
-        num_heads = attention.num_heads if role.startswith("q") else attention.num_kv_heads
+        num_heads = value.shape[0] // attention.head_dim
         rows = np.arange(num_heads * attention.head_dim).reshape(num_heads, attention.head_dim)
         rotary_dim = attention.head_dim if attention.rope is None else attention.rope.rotary_dim
         pairs = rows[:, :rotary_dim].reshape(num_heads, rotary_dim // 2, 2)
         rows[:, :rotary_dim] = pairs.swapaxes(1, 2).reshape(num_heads, rotary_dim)
         order = rows.reshape(-1)
         return value.take_rows(order) if isinstance(value, GroupQuantized) else value[order]
+
+
+_OF_QUERIES_OR_KEYS = re.compile(r"layers\.\d+\.(heads\.\d+\.)?[qk](_norm)?(_bias)?")
+"""Parameters with a row, or an element, for each dimension of some heads."""
 
 
 def _num_stacked(paths: list[str]) -> int:

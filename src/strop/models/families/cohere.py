@@ -1,4 +1,4 @@
-"""Command R and Aya (Cohere 2024): layer norm without biases, attention and MLP side by side on one, scaled logits."""
+"""Command R and R+, Aya (Cohere 2024): layer norm without bias, attention and MLP side by side on it, scaled logits."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ from strop.models.config import Config
 from strop.models.family import Family, Gguf
 from strop.models.names import GGUF_NAMES, LLAMA_NAMES
 from strop.models.rope import rope
-from strop.models.spec import LayerSpec, ModelSpec
+from strop.models.spec import LayerSpec, ModelSpec, QkNorm
 
 
 def spec(config: Config) -> ModelSpec:
-    """The network of CohereForCausalLM. Norms of queries and keys are refused: their weights are not re-ordered."""
-    config.require("use_qk_norm", False, None)
+    """The network of CohereForCausalLM."""
     bias, norm = config.flag("attention_bias", False), config.layer_norm(bias=False)
-    attention = config.attention(rope(config), qkv_bias=bias, out_bias=bias)
+    qk_norm = QkNorm(norm, "each_head") if config.flag("use_qk_norm", False) else None
+    attention = config.attention(rope(config), qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
     layer = LayerSpec(attention, config.mlp(), norm, None, parallel=True)
     model = config.model([layer] * config.num_layers, norm, logit_scale=config.number("logits_scaling", 1.0))
     # The first files say 8192 positions beside the length that the model was trained for.
@@ -24,7 +24,9 @@ FAMILY = Family(
     model_type="cohere",
     architectures=("CohereForCausalLM",),
     spec=spec,
-    names=LLAMA_NAMES.with_adjacent_pairs(),
+    names=LLAMA_NAMES.with_layers(
+        **{f"heads.{{e}}.{role}_norm": f"self_attn.{role}_norm" for role in ("q", "k")}
+    ).with_adjacent_pairs(),
     defaults={
         "logits_scaling": 0.0625,
         "max_position_embeddings": 8192,
@@ -32,5 +34,9 @@ FAMILY = Family(
         "tie_word_embeddings": True,
     },
     config_names={"logits_scaling": "logit_scale"},
-    gguf=Gguf("command-r", GGUF_NAMES.with_adjacent_pairs()),
+    gguf=Gguf(
+        "command-r",
+        GGUF_NAMES.with_adjacent_pairs(),
+        derived=lambda _, tensors: {"use_qk_norm": "blk.0.attn_q_norm.weight" in tensors},
+    ),
 )

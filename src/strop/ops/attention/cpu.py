@@ -14,9 +14,7 @@ BLOCK_LEN = 32
 
 
 def declines(call: Any) -> str | None:
-    """Serves what `declines_shape` does not name, and no norm with a weight for each head."""
-    if call.qk_norm == "each_head":
-        return "a norm with a weight for each head has no kernel"
+    """Serves what `declines_shape` does not name."""
     return declines_shape(call.head_dim, call.block_len)
 
 
