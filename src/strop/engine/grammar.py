@@ -21,6 +21,7 @@ from strop.core.config import MIB
 from strop.core.errors import RequestError
 from strop.core.request import StructuredOutputsParams
 from strop.engine.ecma_regex import rust_regex
+from strop.engine.ending import Ending, Endings, Tokens
 from strop.engine.json_schema import Schema, enforceable, inner_pointers, parse_schema
 
 MAX_TEXT_BYTES = MIB // 4
@@ -156,9 +157,11 @@ def checked_lark(grammar: str) -> str:
     return "".join([*pieces, grammar[at:]])
 
 
-def compile_matcher(tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputsParams, text: str) -> "Matcher":
+def compile_matcher(
+    tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputsParams, text: str, ending: Ending | None = None
+) -> "Matcher":
     """A matcher at the beginning of an answer. RequestError that says why there can be none."""
-    matcher = Matcher(tokenizer, text)
+    matcher = Matcher(tokenizer, text, ending)
     if matcher.error is None:
         return matcher
     if wanted.json is not None:
@@ -212,7 +215,9 @@ def _explained(error: str) -> str:
 class Matcher:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, tokenizer: llguidance.LLTokenizer, text: str) -> None:
+    def __init__(self, tokenizer: llguidance.LLTokenizer, text: str, ending: Ending | None = None) -> None:
+        """`ending` for an answer that has a given number of tokens."""
+        self._ending = ending
         self._inner = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
         if not self._inner.is_error():
             self._inner.compute_bitmask()  # a grammar that matches nothing shows here
@@ -230,9 +235,20 @@ class Matcher:
         """Whether nothing may follow."""
         return self._inner.is_stopped() and self.error is None
 
-    def advance(self, token_id: int) -> None:
-        """Take note of the answer's next token."""
+    @property
+    def forced_id(self) -> int | None:
+        """The only token that may come next if the answer is to end within its tokens."""
+        return None if self._ending is None else self._ending.forced_id
+
+    def advance(self, token_id: int, num_left: int | None = None) -> int:
+        """Take note of the answer's next token, after which num_left may follow, if that is known.
+
+        Returns the token: another one if with this one the answer could not end within num_left.
+        """
+        if num_left is not None and self._ending is not None:
+            return self._ending.take(self._inner, token_id, num_left)
         self._inner.consume_token(token_id)
+        return token_id
 
     def allowed_ids(self) -> np.ndarray:
         """The tokens that may come next, ascending; none if there is an error. For many answers at once: `masks`."""
@@ -267,7 +283,7 @@ class Grammars:
         self._spellings = tokenizer
         self._vocab_size = vocab_size
         self._num_threads = num_threads
-        self._texts: OrderedDict[StructuredOutputsParams, str] = OrderedDict()
+        self._texts: OrderedDict[StructuredOutputsParams, tuple[str, list[Tokens]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -276,9 +292,10 @@ class Grammars:
 
     def compile(self, wanted: StructuredOutputsParams) -> Grammar:
         """The grammar, found or made. RequestError if it cannot be enforced."""
-        text = self._text(wanted)
-        tokenizer = self._tokenizer
-        return Grammar(lambda: Matcher(tokenizer, text), compile_matcher(tokenizer, wanted, text))
+        text, names = self._text(wanted)
+        tokenizer, endings = self._tokenizer, self._endings
+        first = compile_matcher(tokenizer, wanted, text, Ending(endings, names))
+        return Grammar(lambda: Matcher(tokenizer, text, Ending(endings, names)), first)
 
     def masks(self, matchers: Sequence[Matcher | None], num_rows: int) -> np.ndarray:
         """Which tokens each answer may have next: u32 [num_rows, ceil(V / 32)], token t at bit t % 32 of word t // 32.
@@ -291,25 +308,39 @@ class Grammars:
         if rows:
             self._executor.unsafe_compute_mask_ptr(rows, masks.ctypes.data, 4 * num_words, num_rows)
         for i, matcher in enumerate(matchers):
-            if matcher is not None and matcher.error is not None:
+            if matcher is None:
+                continue
+            if matcher.error is not None or matcher.forced_id is not None:
                 masks[i] = 0
+            if matcher.error is None and matcher.forced_id is not None:
+                masks[i, matcher.forced_id // 32] = 1 << matcher.forced_id % 32
         return np.ascontiguousarray(masks[:, : -(-self._vocab_size // 32)])
 
     @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self._spellings, self._vocab_size)
+
+    @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
-        return Vocabulary.of(self._spellings, self._vocab_size).build()
+        return self._vocabulary.build()
+
+    @cached_property
+    def _endings(self) -> Endings:
+        return Endings(self._tokenizer, self._vocabulary.tokens, self._vocabulary.special_ids)
 
     @cached_property
     def _executor(self) -> llguidance.LLExecutor:
         return llguidance.LLExecutor(self._num_threads)
 
-    def _text(self, wanted: StructuredOutputsParams) -> str:
+    def _text(self, wanted: StructuredOutputsParams) -> tuple[str, list[Tokens]]:
+        """The grammar, and the names of its required properties."""
         with self._lock:
             text = self._texts.get(wanted)
             if text is not None:
                 self._texts.move_to_end(wanted)
                 return text
-        text = grammar_text(wanted)
+        grammar = grammar_text(wanted)
+        text = grammar, self._endings.names(_document(wanted)) if wanted.json is not None else []
         with self._lock:
             self._texts[wanted] = text
             if len(self._texts) > MAX_CACHED_TEXTS:
