@@ -16,7 +16,8 @@ _MARKS = (b":", b"/", b"@", b".", b"-")
 _MAX_NAMES = 1000
 _MAX_FREE = 50
 """Tokens written without seeing an end of them."""
-_NEAR_TOKENS = 128
+_SPARE_TOKENS = 64
+"""What one token can begin may take long to end: with less than this to spare, every token is looked at."""
 
 Tokens = list[int]
 
@@ -161,8 +162,7 @@ class Ending:
         if self._way is None:
             self._look_from = num_left // 2
         else:
-            # What one token can begin may take long to end: looks come often long before nothing is to spare.
-            spare = num_left - 2 * len(self._way) - _NEAR_TOKENS
+            spare = num_left - len(self._way) * 3 // 2 - _SPARE_TOKENS
             self._look_from = num_left - max(0, spare // 2)
         return token_id
 

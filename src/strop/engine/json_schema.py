@@ -288,10 +288,8 @@ class _Gate:
             found |= more
         for choice in (one for keyword in ("anyOf", "oneOf") for one in schema.get(keyword, ())):
             if self._evaluated(choice, at, seen) != {}:
-                raise _refusal(
-                    at,
-                    "unevaluatedProperties with properties in anyOf or oneOf is not supported: use additionalProperties",
-                )
+                why = "with properties in anyOf or oneOf is not supported: use additionalProperties there"
+                raise _refusal(at, f"unevaluatedProperties {why}")
         return found
 
     def enforce_properties(self, value: Any, at: str, depth: int) -> dict[str, Any]:
