@@ -212,3 +212,16 @@ def test_older_drafts_mean_what_they_meant(dialect: str, schema: Any, valid: str
 @pytest.mark.parametrize("note", ["x-order", "jupyter.lab.menus", "meta:enum", "$$description", "markdownDescription"])
 def test_notes_of_tools_say_nothing(note: str) -> None:
     assert accepts(compiled(json={"type": "null", note: {"not": {}}}), "null")
+
+
+@pytest.mark.parametrize("keyword", ["unevaluatedProperties", "additionalProperties"])
+def test_what_a_draft_ignores_tells_no_choices_apart(keyword: str) -> None:
+    """By draft-07 an object with both names satisfies both schemas, unless additionalProperties says otherwise."""
+    choices = [{"type": "object", "properties": {name: {}}, "required": [name], keyword: False} for name in "ab"]
+    schema = {"$schema": DRAFT_7, "oneOf": choices}
+    grammar, refusal = compiled_or_refused(schema)
+    if keyword == "additionalProperties":
+        assert grammar is not None and accepts(grammar, '{"a": 1}') and not accepts(grammar, '{"a": 1, "b": 1}')
+    else:
+        assert "at #/oneOf/0/unevaluatedProperties: unevaluatedProperties is ignored by draft-07" in refusal
+    assert accepts(compiled(json={"oneOf": choices}), '{"b": 1}')

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import llguidance
 import numpy as np
 
-_IN_STRING = ('"',)
+_IN_STRING = ('"', '1"', '1.0.0"', 'http://a.com"', 'a@a.com"', '2020-01-01"', '2020-01-01T00:00:00Z"')
 # Tried in this order: first what closes, then what leads on, then values, the short ones first.
 _CLOSING = ("}", "]", ",", ":", '""', *"0123456789", "null", "[]", "{}", "true", "false")
 _OPENING = ('"', "-", "[", "{")

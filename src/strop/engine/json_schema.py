@@ -16,7 +16,7 @@ import msgspec
 
 from strop.core.errors import RequestError
 from strop.engine.ecma_regex import is_spelled, rust_regex
-from strop.engine.json_schema_dialect import dialect_of, translated
+from strop.engine.json_schema_dialect import dialect_of, ignored, translated
 
 MAX_DEPTH = 50
 """Of schemas inside schemas; llguidance's own parser allows 128 levels of JSON."""
@@ -116,6 +116,7 @@ def enforceable(document: Schema, pointer: str = "#") -> dict[str, Any]:
         raise _refusal(pointer, "the schema false accepts nothing")
     definitions = gate.definitions()
     gate.check_numbers()
+    gate.check_choices()
     return {**({} if root is True else root), "$defs": definitions, "x-guidance": {**WHITESPACE, **ESCAPES}}
 
 
@@ -158,6 +159,9 @@ class _Gate:
         self._bounds: list[tuple[str, float, str]] = []
         """Keyword, value and pointer."""
         self._multiples: list[tuple[Decimal, str]] = []
+        self._ignored: list[str] = []
+        """Pointers of what the schema's draft would ignore. It is enforced all the same."""
+        self._has_choices = False
 
     def definitions(self) -> dict[str, Any]:
         """Of all that was referred to; those may refer to more."""
@@ -186,6 +190,15 @@ class _Gate:
                 at = self._multiples[-1][1]
                 raise _refusal(at, "multipleOf is not supported with others whose common multiple is as large as here")
 
+    def check_choices(self) -> None:
+        """Refuses what would let llguidance think that the schemas of a oneOf exclude each other."""
+        if self._has_choices and self._ignored:
+            at = self._ignored[0]
+            raise _refusal(
+                at,
+                f"{_keyword(at)} is ignored by {self._dialect}, which matters to oneOf: set $schema to draft 2020-12",
+            )
+
     def schema(self, schema: Any, at: str, depth: int) -> Schema:
         if isinstance(schema, bool):
             return schema
@@ -196,6 +209,7 @@ class _Gate:
             raise _refusal(at, f"there are more than {MAX_SCHEMAS} schemas, or more than {MAX_DEPTH} inside each other")
         enforced: dict[str, Any] = {}
         schema = translated(schema, self._dialect)
+        self._ignored += (f"{at}/{keyword}" for keyword in ignored(schema, self._dialect) if keyword in _ENFORCED)
         for keyword, value in schema.items():
             here = f"{at}/{_escaped(keyword)}"
             if keyword in _ENFORCED:
@@ -247,6 +261,7 @@ class _Gate:
 
     def enforce_one_of(self, value: Any, at: str, depth: int) -> dict[str, Any]:
         """llguidance tells whether schemas exclude each other, but does not look behind a $ref."""
+        self._has_choices = True
         schemas = self._list(value, at, depth)
         for i, schema in enumerate(value):
             alone = schemas[i]

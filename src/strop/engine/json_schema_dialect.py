@@ -31,3 +31,10 @@ def translated(schema: dict[str, Any], dialect: str | None) -> dict[str, Any]:
         if rest is not None:
             schema["items"] = rest
     return schema
+
+
+def ignored(schema: dict[str, Any], dialect: str | None) -> set[str]:
+    """Keywords of one schema that draft 2020-12 heeds, and this one does not."""
+    if dialect in (None, _LATEST, "draft/2019-09"):
+        return set()
+    return schema.keys() - {"$ref"} if "$ref" in schema else schema.keys() & {"unevaluatedProperties"}
