@@ -40,7 +40,7 @@ def new_row(grammar: Grammar, token_ids: list[int], max_tokens: int, **changes: 
 
 
 def written(grammar: Grammar, rng: random.Random, max_tokens: int) -> tuple[list[int], bool]:
-    """An answer by a model that would rather not close anything, and whether it is complete."""
+    """An answer by a model that would rather not close anything, and whether it may end there."""
     token_ids: list[int] = []
     row = new_row(grammar, token_ids, max_tokens)
     assert row.matcher is not None
@@ -51,7 +51,7 @@ def written(grammar: Grammar, rng: random.Random, max_tokens: int) -> tuple[list
         token_ids.append(row.advance(rng.choice(going_on or allowed)))
         if token_ids[-1] == END_ID or row.matcher.is_complete:
             return token_ids, True
-    return token_ids, False
+    return token_ids, END_ID in allowed_ids(row.matcher)
 
 
 @cache
@@ -107,6 +107,28 @@ def test_other_languages_end_too(wanted: dict[str, Any]) -> None:
     for seed in range(5):
         token_ids, is_complete = written(compiled(**wanted), random.Random(seed), 60)
         assert is_complete, text_of(token_ids)
+
+
+def test_text_that_may_end_anywhere_is_cut_where_it_is() -> None:
+    """Nothing is led: that it was cut must show. But what has no room to be whole does not begin."""
+    grammar = compiled(grammar='start: TEXT ("<" %json {"type": "array"})?\nTEXT: /[a-z]*/')
+    row = new_row(grammar, [], 6)
+    assert row.matcher is not None
+    for token_id in tokenizer().encode("abcd", False, allow_special=False):
+        row.token_ids.append(row.advance(token_id))
+        assert row.matcher.forced_id is None and not row.matcher.is_complete
+    num_left = 6 - len(row.token_ids)
+    (bracket,) = tokenizer().encode("<", False, allow_special=False)
+    assert row.advance(bracket) == (bracket if num_left >= 3 else END_ID)
+
+
+def test_a_row_of_closing_marks_in_a_string_closes_nothing() -> None:
+    grammar = compiled(json={"type": "array", "items": {"type": "string"}})
+    matcher = grammar.matcher()._inner
+    spelled = {text: tokenizer().encode(text, False, allow_special=False) for text in ('["a', "]", '"]')}
+    matcher.consume_tokens(spelled['["a'])
+    assert not grammar.endings.completes(matcher, spelled["]"])
+    assert grammar.endings.completes(matcher, spelled['"]'])
 
 
 def test_min_tokens_that_leave_no_room_for_an_end() -> None:

@@ -16,6 +16,9 @@ _MARKS = (b":", b"/", b"@", b".", b"-")
 _MAX_NAMES = 1000
 _MAX_FREE = 50
 """Tokens written without seeing an end of them."""
+_MAX_TRIES, _FREE_TRIES = 4000, 50
+"""For one way: some 5 ms. A free token costs as much as so many tries. No clock: it would change answers."""
+_MAX_TRIES_OF_ANSWER = 50 * _MAX_TRIES
 _SPARE_TOKENS = 64
 """What one token can begin may take long to end: with less than this to spare, every token is looked at."""
 
@@ -54,67 +57,88 @@ class Endings:
     def __init__(self, tokenizer: llguidance.LLTokenizer, spellings: list[bytes], special_ids: Iterable[int]) -> None:
         """`spellings`: each token's bytes."""
         self.spellings = spellings
-        self._tokenizer = tokenizer
-        self._end = tokenizer.eos_tokens[:1]
+        self.tokenizer = tokenizer
+        self.end = tokenizer.eos_tokens[:1]
         words = np.array([len(spelling) * (99 if spelling.isalpha() else 1) for spelling in spellings], np.int32)
         words[list(special_ids)] = 0
         marks = np.array([10**6 - _MARKS.index(text) if text in _MARKS else 0 for text in spellings], np.int32)
         self._tastes = words, np.maximum(words, marks)
-        self._in_string, self._closing, self._opening = map(self._spelled, (_IN_STRING, _CLOSING, _OPENING))
+        self.in_string, self.closing, self.opening = map(self._spelled, (_IN_STRING, _CLOSING, _OPENING))
 
     def names(self, schema: Any) -> list[Tokens]:
         """The required properties of a JSON schema, and of the schemas in it, as `find` takes them."""
         names = islice(dict.fromkeys(_required(schema)), _MAX_NAMES)
         return self._spelled(json.dumps(name, ensure_ascii=False) for name in names)
 
-    def find(self, matcher: llguidance.LLMatcher, text: Quotes, names: list[Tokens], num_left: int) -> Tokens | None:
-        """At most num_left tokens that complete the answer after `text`; None if it sees none."""
-        tries = (self._find(matcher.deep_copy(), text, names, num_left, taste) for taste in self._tastes)
-        return next((way for way in tries if way is not None), None)
-
-    def _find(
-        self, matcher: llguidance.LLMatcher, text: Quotes, names: list[Tokens], num_left: int, taste: np.ndarray
-    ) -> Tokens | None:
-        found: Tokens = []
-        num_free = 0
-        while not matcher.is_stopped():
-            step = self._step(matcher, text.is_open, names)
-            num_free = 0 if step else num_free + 1
-            step = step or self._free(matcher, taste)
-            found += step
-            if not step or len(found) > num_left or num_free > _MAX_FREE or not matcher.consume_tokens(step):
-                return None
-            text = text.after(b"".join(self.spellings[token_id] for token_id in step))
-        return None if matcher.is_error() else found
+    def find(
+        self, matcher: llguidance.LLMatcher, text: Quotes, names: list[Tokens], num_left: int
+    ) -> tuple[Tokens | None, int]:
+        """At most num_left tokens that complete the answer after `text`, None if it sees none; and how long it took."""
+        num_tries = 0
+        for taste in self._tastes:
+            search = _Search(self, matcher.deep_copy(), text, names, taste)
+            way = search.run(num_left)
+            num_tries += search.num_tries
+            if way is not None:
+                return way, num_tries
+        return None, num_tries
 
     def completes(self, matcher: llguidance.LLMatcher, token_ids: Tokens) -> bool:
-        """Whether these tokens complete the answer."""
-        if token_ids[-1:] != self._end:
-            token_ids = token_ids + self._end  # only then is it sure that nothing is open
-        return bool(self._end) and matcher.validate_tokens(token_ids) == len(token_ids)
+        """Whether these tokens complete the answer: only if it may end after them is nothing open."""
+        return bool(self.end) and matcher.validate_tokens(token_ids + self.end) == len(token_ids) + 1
 
-    def _step(self, matcher: llguidance.LLMatcher, in_string: bool, names: list[Tokens]) -> Tokens:
+    def _spelled(self, texts: Iterable[str]) -> list[Tokens]:
+        return [self.tokenizer.greedy_tokenize(text) for text in texts]
+
+
+class _Search:
+    """One try to complete an answer."""
+
+    def __init__(
+        self, endings: Endings, matcher: llguidance.LLMatcher, text: Quotes, names: list[Tokens], taste: np.ndarray
+    ) -> None:
+        """Uses up the matcher. `taste` is for each token: the most tasteful one is taken where there is a choice."""
+        self._endings, self._matcher, self._text = endings, matcher, text
+        self._names, self._taste = names, taste
+        self.num_tries = 0
+
+    def run(self, num_left: int) -> Tokens | None:
+        """At most num_left tokens; None if they do not suffice, or it takes too long."""
+        found: Tokens = []
+        num_free = 0
+        while not self._matcher.is_accepting():
+            step = self._step()
+            num_free = 0 if step else num_free + 1
+            step = step or self._free()
+            found += step
+            if not step or len(found) > num_left or num_free > _MAX_FREE or self.num_tries > _MAX_TRIES:
+                return None
+            if not self._matcher.consume_tokens(step):
+                return None
+            self._text = self._text.after(b"".join(self._endings.spellings[token_id] for token_id in step))
+        return None if self._matcher.is_error() else found
+
+    def _step(self) -> Tokens:
         """The next few tokens, if it is plain which they should be."""
-        if matcher.is_accepting():
-            return self._end
-        forced = self._tokenizer.greedy_tokenize(matcher.compute_ff_bytes().decode(errors="ignore"))
-        if forced and matcher.validate_tokens(forced) == len(forced):
+        endings, validate = self._endings, self._matcher.validate_tokens
+        forced = endings.tokenizer.greedy_tokenize(self._matcher.compute_ff_bytes().decode(errors="ignore"))
+        if forced and validate(forced) == len(forced):
             return forced
-        for steps in (self._in_string,) if in_string else (self._closing, names, self._opening):
+        in_string = self._text.is_open
+        for steps in (endings.in_string,) if in_string else (endings.closing, self._names, endings.opening):
             for step in steps:
-                if matcher.validate_tokens(step) == len(step):
+                self.num_tries += 1
+                if validate(step) == len(step):
                     return step
         return []
 
-    def _free(self, matcher: llguidance.LLMatcher, taste: np.ndarray) -> Tokens:
-        """The allowed token of the best taste."""
-        allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-        tastes = taste * allowed[: len(taste)]
+    def _free(self) -> Tokens:
+        """The allowed token of the best taste, if there is one."""
+        self.num_tries += _FREE_TRIES
+        allowed = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
+        tastes = self._taste * allowed[: len(self._taste)]
         best = int(tastes.argmax())
         return [best] if tastes[best] > 0 else []
-
-    def _spelled(self, texts: Iterable[str]) -> list[Tokens]:
-        return [self._tokenizer.greedy_tokenize(text) for text in texts]
 
 
 class Ending:
@@ -123,6 +147,7 @@ class Ending:
     def __init__(self, endings: Endings, names: list[Tokens]) -> None:
         self._endings, self._names = endings, names
         self._text = Quotes()
+        self._tries_left = _MAX_TRIES_OF_ANSWER
         self._way: Tokens | None = None
         """Completes the answer from where it is, in the tokens that are left; None if not known."""
         self._look_from: float = float("inf")
@@ -153,11 +178,14 @@ class Ending:
         former, self._way = self._way, None
         if matcher.is_stopped() or num_left > self._look_from:
             return token_id
-        text = self._text.after(self._endings.spellings[token_id])
-        self._way = self._endings.find(matcher, text, self._names, num_left)
-        if self._way is None and former:
+        if self._tries_left > 0:
+            text = self._text.after(self._endings.spellings[token_id])
+            self._way, num_tries = self._endings.find(matcher, text, self._names, num_left)
+            self._tries_left -= num_tries
+        instead = self._endings.end if former == [] else former
+        if self._way is None and instead:
             matcher.rollback(1)
-            token_id, *self._way = former
+            token_id, *self._way = instead
             matcher.consume_token(token_id)
         if self._way is None:
             self._look_from = num_left // 2
