@@ -3,11 +3,13 @@
 import json
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from grammar_helpers import END_ID, allowed_ids, compiled, tokenizer
 from jsonschema import Draft202012Validator
+from jsonschema.validators import validator_for
 from random_schemas import random_schema
 
 from strop.core.errors import RequestError
@@ -160,3 +162,25 @@ def test_quotes(text: bytes, is_open: bool) -> None:
     for byte in text:
         piecewise = piecewise.after(bytes([byte]))
     assert Quotes().after(text).is_open == piecewise.is_open == is_open
+
+
+REAL = json.loads((Path(__file__).parents[1] / "data" / "real-schemas" / "schemas.json").read_text())
+REFUSED = {
+    "interface.json": "#/definitions/ParameterLabel/propertyNames",
+    "configuration.json": "#/properties/AWSTemplateFormatVersion/type",
+}
+
+
+@pytest.mark.parametrize("real", REAL, ids=lambda real: Path(real["path"]).name)
+def test_answers_to_published_schemas_are_whole_and_valid(real: dict[str, Any]) -> None:
+    schema = real["schema"]
+    pointer = REFUSED.get(Path(real["path"]).name)
+    if pointer is not None:
+        with pytest.raises(RequestError, match=f"cannot be enforced at {pointer}: "):
+            compiled(json=schema)
+        return
+    Validator = validator_for(schema, default=Draft202012Validator)
+    for seed in range(3):
+        token_ids, is_complete = written(compiled(json=schema), random.Random(seed), 400)
+        assert is_complete, text_of(token_ids)
+        Validator(schema).validate(json.loads(text_of(token_ids)))
