@@ -6,6 +6,7 @@ Every figure of a file has its unit in its key and, under [sources], where it co
 import difflib
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -201,7 +202,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path.name}: not TOML ({error}): compare it with one of Strop's hardware files") from None
 
 
-def _check_keys(values: dict[str, Any], refuse: Any) -> None:
+def _check_keys(values: dict[str, Any], refuse: Callable[[str], FormatError]) -> None:
     known = (*_REQUIRED, *_FIGURES, *_OPTIONAL)
     for key in values:
         if key not in known and not _PEAK_KEY.fullmatch(key):

@@ -127,10 +127,11 @@ def attention(
 ) -> tuple[Collective, ...]:
     """The exchanges around attention, on `tokens` = B L new rows (section 3.3).
 
-    Keys and values of fewer heads than devices are made from the rows that a device has. Where weights stay, E_x leaves
-    sums over x; then they are gathered (sharding over heads) or left sharded (over the batch). Sharding over the batch
-    brings queries from heads to sequences, and the result back, by an all-to-all each. Axes over which weights are
-    gathered have sharded the sequences already.
+    Keys and values of fewer heads than devices are made from the rows that a device has. Where weights stay, the model
+    dimension lies over x (in 1D that of activations, in the paper's released code), which leaves sums over x; they are
+    then gathered (sharding over heads) or left sharded (over the batch). Sharding over the batch brings queries from
+    heads to sequences, and the result back, by an all-to-all each. Axes over which weights are gathered have sharded
+    the sequences already.
     """
     gathered, rest = GATHERED[layout], head_axes(layout)
     if not rest:
