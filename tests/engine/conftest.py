@@ -86,6 +86,7 @@ class Answer:
     logprobs: list[object] = field(default_factory=list)
     prompt_logprobs: list[object] = field(default_factory=list)
     finish: tuple[object, object] | None = None
+    fault: object = None
 
     def take(self, event: TokenEvent) -> None:
         assert self.finish is None, "an event after the end"
@@ -93,7 +94,7 @@ class Answer:
         self.logprobs += event.logprobs
         self.prompt_logprobs += event.prompt_logprobs
         if event.finish_reason is not None:
-            self.finish = (event.finish_reason, event.stop_reason)
+            self.finish, self.fault = (event.finish_reason, event.stop_reason), event.fault
 
 
 Answers = dict[tuple[str, int], Answer]

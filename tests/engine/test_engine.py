@@ -133,8 +133,9 @@ def test_damaged_weights_end_only_the_answers_they_touch(
     requests = some_requests()
     tainted = Request("tainted", (*requests[0].prompt_token_ids[:33], token_id, 9), GREEDY)
     answers = crowd(engine, [requests[0], tainted, *requests[1:]])
-    finish_reason, stop_reason = answers.pop(("tainted", 0)).finish
-    assert finish_reason == "abort"
+    spoilt = answers.pop(("tainted", 0))
+    finish_reason, stop_reason = spoilt.finish
+    assert (finish_reason, spoilt.fault) == ("abort", "engine")
     assert "NaN" in stop_reason
     assert answers == expected
     assert crowd(engine, requests) == expected

@@ -10,7 +10,7 @@ from strop.core.request import Request, SamplingParams
 from strop.engine.costs import CostModel
 from strop.engine.engine import Engine
 from strop.engine.limit import StepLimit, step_limit
-from strop.engine.scheduler import StepRow
+from strop.engine.step_plan import StepRow
 from strop.machine.probe import MachineRates
 from strop.ops import native
 

@@ -182,6 +182,7 @@ def test_what_cannot_go_on_ends_alone_with_its_reason(
     answers = crowd(new_engine(), [Request("hostile", (3, 4), hostile), other])
     reason, why = answers["hostile", 0].finish
     assert reason == "abort" and "structured_outputs cannot be enforced any further" in why
+    assert answers["hostile", 0].fault == "request"
     assert answers["other", 0].finish == ("stop", None)
 
 

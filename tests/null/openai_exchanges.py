@@ -7,7 +7,7 @@ from typing import Any
 
 from strop.core.request import Delta, StructuredOutputsParams, TokenLogprob
 from strop.serve.openai.exchange import Exchange, Served
-from strop.serve.tool_calls import ToolDelta, ToolFormat, Tools
+from strop.serve.tool_calls import ToolDelta, ToolFormat, Tools, ToolSupport
 
 USER = {"role": "user", "content": "Hello"}
 CHAT = {"model": "tiny", "messages": [USER]}
@@ -27,7 +27,7 @@ class ScriptedParser:
 
     num_calls: int = 0
 
-    def push(self, text: str, ended: bool) -> list[ToolDelta | str]:
+    def push(self, text: str, ended: bool, *, cut: bool) -> list[ToolDelta | str]:
         if text.startswith("@"):
             self.num_calls += 1
             return [ToolDelta(self.num_calls - 1, "", f"call_{self.num_calls}", text[1:])]
@@ -57,9 +57,9 @@ class ScriptedTools:
 
 def served(**changes: Any) -> Served:
     """A server of the model `tiny`, also `org/tiny`."""
-    return Served(
-        **{"names": ("tiny", "org/tiny"), "created_s": 1, "context_len": 1000, "vocabulary": Bytes(), **changes}
-    )
+    tools = ToolSupport(ToolFormat("hermes", taught=True))
+    own = {"names": ("tiny", "org/tiny"), "created_s": 1, "context_len": 1000, "vocabulary": Bytes(), "tools": tools}
+    return Served(**own | changes)
 
 
 def body(*parts: dict[str, Any], **more: Any) -> bytes:
@@ -83,8 +83,8 @@ def answer(
 
 def drive(exchange: Exchange, deltas: Sequence[Delta], prompt_len: int = 3) -> bytes:
     """All bytes of the reply to the only prompt."""
-    sent = exchange.begin(0, tuple(range(prompt_len)))
-    sent += b"".join(exchange.push(0, delta) for delta in deltas)
+    exchange.begin(0, tuple(range(prompt_len)))
+    sent = b"".join(exchange.push(0, delta) for delta in deltas)
     return sent + exchange.end()
 
 

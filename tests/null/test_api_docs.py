@@ -5,13 +5,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 from openai_exchanges import served
 
+from strop.serve.app import OTHER_PATHS, Routes
 from strop.serve.openai.fields import Caps, rule_of
 from strop.serve.openai.openapi import ENDPOINTS, openapi_document
+from strop.serve.page import PATHS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "api_docs.py"
 
@@ -73,3 +76,9 @@ def test_the_openapi_document() -> None:
     post = document["paths"]["/v1/responses"]["post"]
     assert set(post["responses"]) == {"200", "4XX", "5XX"}
     assert set(post["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_every_route_is_in_the_document() -> None:
+    routes = {route.path_format for route in Routes(Mock()).table()}
+    page_files = {path for path in PATHS if path.startswith("/web/")}
+    assert set(openapi_document(served(), "1.0", OTHER_PATHS)["paths"]) == routes - page_files

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from strop.core.errors import CapacityError
-from strop.engine.messages import EngineStats, Failed, Stepped, decode_message
+from strop.core.request import TokenEvent
+from strop.engine.messages import EngineStats, Failed, Stepped, decode_message, encode
 from strop.engine.process import EngineServer
 
 
@@ -37,3 +38,9 @@ def test_an_error_by_accident_ends_the_process() -> None:
     server = EngineServer(None, Messages())  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         server._step(failing_engine(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("fault", ["request", "engine", None])
+def test_whose_fault_an_abort_is_crosses_over(fault: Any) -> None:
+    step = Stepped([TokenEvent("r", 1, (), (), "abort", "why", fault=fault)], EngineStats())
+    assert decode_message(encode(step)) == step

@@ -135,6 +135,7 @@ def test_a_token_that_is_not_allowed_is_an_error() -> None:
         ({"grammar": "start: x"}, 'unknown name: "x"'),
         ({"grammar": '{"grammars": [{"json_schema": {"not": {}}}]}'}, "structured_outputs.grammar"),
         ({"grammar": 'start: "a" %json {"not": {}}'}, "at #/not: "),
+        ({"grammar": 'start: a\na[lazy]: "x:"\n  b_1: %json {"not": {}}'}, "in rule b_1 of the grammar"),
         ({"grammar": 'start: %json // so?\n{"x-guidance": {"lenient": true}, "not": {}}'}, "cannot be enforced"),
         ({"grammar": 'start: %json{"not": {}}'}, "at #/not: "),
         ({"grammar": 'start: /a\\/b/ %json {"not": {}} "%json"'}, "at #/not: "),

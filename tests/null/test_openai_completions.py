@@ -51,7 +51,9 @@ def test_what_is_no_prompt(prompt: Any) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_choices_come_in_the_order_of_prompts(stream: bool) -> None:
     exchange = parse(prompt=["a", "b"], n=2, stream=stream, stream_options={"include_usage": True} if stream else None)
-    sent = exchange.begin(0, (1, 2)) + exchange.begin(1, (1, 2, 3))
+    exchange.begin(0, (1, 2))
+    exchange.begin(1, (1, 2, 3))
+    sent = b""
     for which in (1, 0):
         for index in (1, 0):
             for delta in answer(f"{which}", f"{index}", index=index, finish_reason="length"):
@@ -106,7 +108,8 @@ def listed(sent: bytes, stream: bool, index: int = 0) -> dict[str, list[Any]]:
 def test_echo_with_logprobs_tells_of_the_prompt(prompt: Any, ids: tuple[int, ...], stream: bool) -> None:
     exchange = parse(prompt=prompt, echo=True, logprobs=1, stream=stream, n=2)
     assert (exchange.asked[0].params.logprobs, exchange.asked[0].params.prompt_logprobs) == (1, 1)
-    sent = exchange.begin(0, ids)
+    exchange.begin(0, ids)
+    sent = b""
     first, *rest = answer("a", logprob=-1.0)
     told = tuple(TokenLogprob(i, -2.0, ((65, -0.5),)) for i in ids[1:])
     for delta in [replace(first, prompt_logprobs=told), *rest, *answer("b", index=1, logprob=-1.0)]:
@@ -125,9 +128,9 @@ def test_echo_with_logprobs_tells_of_the_prompt(prompt: Any, ids: tuple[int, ...
 def test_no_tokens_but_the_prompts(stream: bool) -> None:
     exchange = parse(prompt="Hi", echo=True, logprobs=0, max_tokens=0, stream=stream, stream_options=None)
     assert exchange.asked[0].params.max_tokens == 1  # the engine writes at least one
-    sent = exchange.begin(0, (72, 105))
+    exchange.begin(0, (72, 105))
     told = (TokenLogprob(105, -2.0),)
-    sent += exchange.push(0, Delta("r", 0, "!", (33,), (TokenLogprob(33, -1.0),), "length", None, 0, told))
+    sent = exchange.push(0, Delta("r", 0, "!", (33,), (TokenLogprob(33, -1.0),), "length", None, 0, told))
     sent += exchange.end()
     assert listed(sent, stream)["tokens"] == ["H", "i"]
     choice = (frames(sent)[0] if stream else json.loads(sent))["choices"][0]

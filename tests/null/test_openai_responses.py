@@ -80,7 +80,7 @@ def test_items_become_messages() -> None:
         {"role": "assistant", "content": "Look", "tool_calls": [call("c1", "f", {"a": 1}), call("c2", "g", {})]},
         {"role": "tool", "content": "1", "tool_call_id": "c1"},
         {"role": "tool", "content": "2", "tool_call_id": "c2"},
-        {"role": "assistant", "content": None, "tool_calls": [call("c3", "f", {})]},
+        {"role": "assistant", "content": "", "tool_calls": [call("c3", "f", {})]},
     ]
     assert parse().asked[0].prompt == [{"role": "user", "content": "Hello"}]
     with pytest.raises(ApiError, match="no message to answer"):

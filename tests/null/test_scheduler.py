@@ -12,8 +12,9 @@ from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.core.request import Request, SamplingParams, TokenEvent, TokenLogprob
 from strop.engine.blocks import NULL_BLOCK, BlockPool
-from strop.engine.scheduler import Scheduler, StepPlan
+from strop.engine.scheduler import Scheduler
 from strop.engine.sequence import Sequence, choice_seed
+from strop.engine.step_plan import StepPlan
 from strop.models.cache import num_live_blocks, num_pool_blocks
 
 EOS = 0
@@ -230,6 +231,7 @@ class Workload:
             block_len=block_len,
             max_num_seqs=rng.choice([1, 3, 8]),
             max_step_tokens=rng.choice([1, 3, 16, 200]),
+            max_chunk_tokens=rng.choice([0, 0, 1, 4]),
             max_context_len=self.context_len,
             prefix_cache=rng.random() < 0.6,
         )
@@ -303,7 +305,7 @@ def test_the_random_workloads_reach_the_hard_cases(window_lens: tuple[int | None
         num_copies += workload.engine.num_copies
         num_aborted += len(workload.aborted)
     assert min(num_hits, num_copies, num_aborted) > 20
-    assert num_preemptions > (20 if None in window_lens else 5)  # windows do not grow, so admission foresees them
+    assert num_preemptions > (20 if None in window_lens else 2)  # windows do not grow, so admission foresees them
 
 
 def test_chunked_prefill_keeps_the_budget_and_decodes_never_starve() -> None:
@@ -316,6 +318,29 @@ def test_chunked_prefill_keeps_the_budget_and_decodes_never_starve() -> None:
         assert plan is not None and [row.count for row in plan.rows] == [1, chunk_len]
     assert len(eng.answers["short", 0]) == 10 and len(eng.answers["long", 0]) == 1
     eng.drain(40)
+
+
+def test_prompts_take_smaller_steps_while_answers_are_continued() -> None:
+    eng = engine(max_step_tokens=40, max_chunk_tokens=6, prefix_cache=False)
+    eng.scheduler.add(request("first", range(30), max_tokens=9))
+    assert [row.count for row in planned(eng).rows] == [30]  # nobody waits
+    eng.scheduler.add(request("second", range(9), max_tokens=9))
+    eng.scheduler.add(request("third", range(5, 20), max_tokens=9))
+    assert [row.count for row in planned(eng).rows] == [1, 6]
+    assert [row.count for row in planned(eng).rows] == [1, 3, 3]
+    assert [row.count for row in planned(eng).rows] == [1, 1, 6]
+    eng.scheduler.abort("first")
+    eng.scheduler.abort("second")
+    assert [row.count for row in planned(eng).rows] == [6]
+    eng.scheduler.add(request("whole", range(30), max_tokens=9), ((0, 30),))
+    assert [row.count for row in planned(eng).rows] == [1, 30]  # cannot be divided
+    eng.drain(20)
+
+
+def planned(eng: ShadowEngine) -> StepPlan:
+    plan = eng.step()
+    assert plan is not None
+    return plan
 
 
 def test_running_sequences_never_outnumber_the_step_budget() -> None:

@@ -21,10 +21,18 @@ NAMES = ("f", "get_weather", "get")
 Read = tuple[str, list[tuple[str, str]], int]
 
 
-def read(form: ToolFormat, texts: Iterable[str], *, names: Iterable[str] = NAMES, parallel: bool = True) -> Read:
+def read(
+    form: ToolFormat,
+    texts: Iterable[str],
+    *,
+    names: Iterable[str] = NAMES,
+    parallel: bool = True,
+    cut: bool = False,
+    **how: bool,
+) -> Read:
     """The text, the calls as (name, arguments), and how many were complete."""
-    parser = ToolCallParser(form, tuple(names), parallel)
-    pieces = [piece for text in texts for piece in parser.push(text)] + parser.push("", ended=True)
+    parser = ToolCallParser(form, tuple(names), parallel, **how)
+    pieces = [piece for text in texts for piece in parser.push(text)] + parser.push("", ended=True, cut=cut)
     calls: list[list[str]] = []
     ids = set()
     for piece in pieces:
@@ -127,12 +135,78 @@ def test_llama3(text: str, content: str, calls: list[tuple[str, str]]) -> None:
         ('{"a": Paris}}</tool_call>', "Paris}}</tool_call>", '{"a": '),
         ('{"a": nul}}', "nul}}", '{"a": '),
         ('{"a": "\\x"}}', '\\x"}}', '{"a": "'),
-        ('{"a": 1', "1", '{"a": '),
+        ('{"a": 1', "", '{"a": '),
         ('{"a": "Par', "", '{"a": "Par'),
     ],
 )
 def test_a_call_that_breaks_late_is_not_counted(text: str, content: str, arguments: str) -> None:
     assert read(HERMES, ['<tool_call>{"name": "f", "arguments": ' + text]) == (content, [("f", arguments)], 0)
+
+
+TWO = {
+    HERMES: "\n" + hermes(("f", {"a": [1, "é\\"]}), ("get", {})),
+    LLAMA3: '{"name": "f", "parameters": {"a": [1, "é\\""]}}; {"name": "get", "parameters": {}}',
+}
+
+
+@FORMS
+@pytest.mark.parametrize("cut", [True, False])
+def test_calls_that_are_forced_show_no_markup_wherever_they_are_cut_off(form: ToolFormat, cut: bool) -> None:
+    (_, whole), (_, nothing) = read(form, TWO[form])[1]
+    for end in range(len(TWO[form]) + 1):
+        text = TWO[form][:end]
+        content, calls, _ = read(form, text, only_calls=True, cut=cut)
+        assert read(form, [text], only_calls=True, cut=cut)[:2] == (content, calls)
+        assert content.strip() == ""
+        assert len(calls) < 2 or calls[1] in (("get", "{"), ("get", nothing))
+        assert not calls or (calls[0][0] == "f" and whole.startswith(calls[0][1]))
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "content"),
+    [
+        (HERMES, "Well:<tool_call>", "Well:"),
+        (HERMES, '<tool_call>\n{"na', ""),
+        (HERMES, '<tool_call>\n{"name": "g', ""),
+        (HERMES, "1 <", "1 <"),
+        (LLAMA3, "<|python_tag|>{", ""),
+        (LLAMA3, '{"name": "f", "par', ""),
+        (LLAMA3, '{"name": "g', '{"name": "g'),  # it may become JSON of another kind
+        (LLAMA3, '{"a": "f"', '{"a": "f"'),
+    ],
+)
+def test_what_has_begun_as_a_call_is_no_text_if_it_is_cut_off(form: ToolFormat, text: str, content: str) -> None:
+    assert read(form, text, cut=True) == (content, [], 0)
+    assert read(form, text)[0] == text  # the model itself left it so
+    for end in ("</tool_", "<", "\n", "</tool_call>\n<tool_call>\n"):
+        assert read(HERMES, hermes(("f", {})).removesuffix("</tool_call>") + end, cut=True)[0] == ""
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure: {0}",
+        '{{"a": 1}}{0}',
+        '{{"a": "b"}}\n{0}',
+        '{{"parameters": {{}}, "name": "f"}}',
+        '[{{"a": {{}}}}, {0}]',
+        '"<tool_call>{{{0}"',
+        "x <tool_call>{{",
+    ],
+)
+def test_an_answer_of_another_shape_has_no_calls(form: ToolFormat, text: str) -> None:
+    text = text.format(TWO[form].strip())
+    for cut in (True, False):
+        assert read(form, text, calls_or_text=True, cut=cut) == (text, [], 0)
+    assert len(read(form, TWO[form], calls_or_text=True)[1]) == 2
+
+
+def test_an_answer_of_another_shape_is_not_held_back() -> None:
+    parser = ToolCallParser(LLAMA3, NAMES, calls_or_text=True)
+    assert parser.push('{"name') == []
+    assert parser.push('s": [') == ['{"names": [']
+    assert parser.push('"f", {"') == ['"f", {"']
 
 
 @FORMS
@@ -172,12 +246,15 @@ TEXTS = st.lists(st.sampled_from(PARTS), max_size=14).map("".join)
 
 @FORMS
 @settings(max_examples=400, deadline=None)
-@given(text=TEXTS, cuts=st.lists(st.integers(0, 400), max_size=20), parallel=st.booleans())
-def test_however_the_text_is_cut(form: ToolFormat, text: str, cuts: list[int], parallel: bool) -> None:
+@given(
+    text=TEXTS,
+    cuts=st.lists(st.integers(0, 400), max_size=20),
+    how=st.fixed_dictionaries({name: st.booleans() for name in ("parallel", "cut", "only_calls", "calls_or_text")}),
+)
+def test_however_the_text_is_cut(form: ToolFormat, text: str, cuts: list[int], how: dict[str, bool]) -> None:
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[start:end] for start, end in pairwise(bounds)]
-    whole = read(form, [text], parallel=parallel)
-    assert read(form, pieces, parallel=parallel) == read(form, text, parallel=parallel) == whole
+    assert read(form, pieces, **how) == read(form, text, **how) == read(form, [text], **how)
 
 
 @FORMS

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from strop.core.errors import RequestError
+from strop.core.request import StructuredOutputsParams
+from strop.engine.grammar import checked_lark
 from strop.serve.tool_calls import ToolDelta, ToolFormat, Tools, ToolSupport
 
 llguidance = pytest.importorskip("llguidance")
@@ -50,8 +53,8 @@ FORMS = {
 
 def matcher(form: str, tools: Tools) -> Any:
     shape = ToolSupport(FORMS[form]).grammar(tools)
-    assert shape is not None
-    found = llguidance.LLMatcher(TOKENIZER, shape.grammar, log_level=0)
+    assert shape is not None and shape.grammar is not None
+    found = llguidance.LLMatcher(TOKENIZER, checked_lark(shape.grammar), log_level=0)
     assert not found.is_error(), found.get_error()
     return found
 
@@ -147,6 +150,72 @@ def test_text_or_calls(form: str) -> None:
         assert accepts(form, tools, f"Well: {good}\nand{good} done")
         assert not accepts(form, tools, "Well: " + bad)
         assert not accepts(form, tools, good + "<tool_call>")
+
+
+SHAPES = {
+    "json": (StructuredOutputsParams(json={**CITY, "additionalProperties": False}), '{"city": "Oslo"}'),
+    "json_object": (StructuredOutputsParams(json_object=True), '{"a": {"b": [1]}}'),
+    "array": (StructuredOutputsParams(json={"type": "array", "items": {"type": "integer"}}), "[1, 2]"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_calls_or_an_answer_of_a_shape(form: str, shape: str) -> None:
+    wanted, answer = SHAPES[shape]
+    tools, single = Tools(LISTED, shape=wanted), Tools(LISTED, parallel=False, shape=wanted)
+    good, bad = call(form, "weather", {"city": "Oslo"}), call(form, "weather", {"city": "Rome"})
+    for text in (answer, good):
+        assert accepts(form, tools, text), text
+        assert accepts(form, single, text), text
+    assert accepts(form, tools, joined(form, good, good))
+    assert not accepts(form, single, joined(form, good, good))
+    is_open = form == "llama3" and shape == "json_object"
+    assert accepts(form, tools, bad) == is_open
+    for text in ("", "Hello", good + answer, answer + good, answer[:-1], "Well: " + good):
+        assert not accepts(form, tools, text), text
+    parser = ToolSupport(FORMS[form]).parser(tools)
+    assert "".join(str(piece) for piece in parser.push(answer, ended=True)) == answer
+    (piece,) = ToolSupport(FORMS[form]).parser(tools).push(good, ended=True)
+    assert isinstance(piece, ToolDelta) and piece.name == "weather"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_arguments_of_strict_functions_fit_in_any_case(form: str, shape: str) -> None:
+    """Where an answer could be read as a call, its grammar would not have checked the arguments."""
+    tools = Tools(STRICT, shape=SHAPES[shape][0])
+    if form == "llama3" and shape != "json":
+        with pytest.raises(RequestError, match="strict"):
+            ToolSupport(FORMS[form]).grammar(tools)
+    else:
+        assert not accepts(form, tools, call(form, "weather", {"city": "Rome"}))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [{"regex": "<.*"}, {"choice": ("{",)}, {"grammar": "start: /.*/"}], ids=str)
+def test_only_json_can_be_told_from_calls(form: str, shape: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="only answers in JSON"):
+        ToolSupport(FORMS[form]).grammar(Tools(LISTED, shape=StructuredOutputsParams(**shape)))
+
+
+@pytest.mark.parametrize("text", ['{"type": "object"} start: "x"', "{", "[1]", '{"a": NaN}'])
+def test_a_schema_is_one_value(text: str) -> None:
+    with pytest.raises(RequestError, match="JSON"):
+        ToolSupport(FORMS["hermes"]).grammar(Tools(LISTED, shape=StructuredOutputsParams(json=text)))
+
+
+@pytest.mark.parametrize("properties", [5, None, [], {"name": {}}])
+def test_a_schema_that_is_none_may_look_like_anything(properties: Any) -> None:
+    shape = StructuredOutputsParams(json={"type": "object", "additionalProperties": False, "properties": properties})
+    with pytest.raises(RequestError, match="strict"):
+        ToolSupport(FORMS["llama3"]).grammar(Tools(STRICT, shape=shape))
+
+
+def test_a_call_that_must_be_has_no_other_shape() -> None:
+    wanted = StructuredOutputsParams(json_object=True)
+    assert Tools(LISTED, "required", shape=wanted).shape is None
+    assert Tools(LISTED, named="now", shape=wanted).shape is None
 
 
 def test_markers_spelled_in_letters_force_a_call_too() -> None:

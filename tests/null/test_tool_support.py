@@ -33,7 +33,6 @@ def test_definitions_are_made_whole_for_templates() -> None:
     }
     assert (bare.strict, weather.strict) == (True, False)
     assert weather.definition == WEATHER
-    assert weather.pointer == "tools[1].function.parameters"
     assert weather.parameters == SCHEMA
     assert HERMES.template_tools(tools) == [bare.definition, weather.definition]
     assert HERMES.template_tools(None) is None

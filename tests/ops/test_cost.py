@@ -53,6 +53,19 @@ def test_experts_read_those_that_rows_choose(num_rows, num_chosen, num_read):
     assert cost.flops == 2 * num_rows * 2 * 3 * 48 * 32
 
 
+def test_experts_flops_are_xlas():
+    """Of one expert: XLA counts a loop's body once."""
+
+    def mixture(x, scores, gate_up, down):
+        stacks = (Weight(gate_up, "dense", (96, 32)), 0), (Weight(down, "dense", (32, 48)), 0)
+        return experts(x, scores, None, *stacks, 1, normalise=True, activation="silu", platform="xla")
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((7, 32), (7, 1), (1, 96, 32), (1, 32, 48))]
+    with record() as calls:
+        analysis = jax.jit(mixture).lower(*shapes).compile().cost_analysis()
+    assert experts_cost.cost(calls[0]).flops == pytest.approx(analysis["flops"], rel=0.1)
+
+
 def test_an_embedding_reads_one_row_per_token():
     dense, packed = (embed_cost.cost(EmbedCall(5, 64, format)) for format in ("dense", "q8"))
     assert (dense.flops, dense.bytes_read) == (0, 5 * 64 * 4)

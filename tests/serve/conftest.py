@@ -71,6 +71,18 @@ def keyed_url(serve_smollm2: Start, tmp_path_factory: pytest.TempPathFactory, ke
 
 
 @pytest.fixture(scope="session")
+def thinking_url(serve_smollm2: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real model with a template that makes it think first, or not, as Qwen3's does."""
+    path = tmp_path_factory.mktemp("template") / "thinking.jinja"
+    path.write_text(
+        "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content.split('</think>')[-1] }}<|im_end|>\n{% endfor -%}"
+        "<|im_start|>assistant\n{{ '<think>\n' if enable_thinking is not false else '<think>\n\n</think>\n\n' }}"
+    )
+    yield from _url("thinking_url", lambda: serve_smollm2("--template", path))
+
+
+@pytest.fixture(scope="session")
 def keys() -> dict[str, str]:
     """The keys for `keyed_url`, by name."""
     elsewhere: dict[str, str] = _ELSEWHERE.get("keys", {})

@@ -67,7 +67,7 @@ async def leave(url: str, stage: str, asked: bytes, draw: random.Random) -> None
 def some_request(draw: random.Random, stage: str, model: str) -> bytes:
     """A request, for the stage at which it will be left: one that would take long, streamed or not."""
     num_words = draw.randint(600, 1200) if stage == "prefill" else draw.choice((3, 40, 200))
-    text = " ".join(draw.choices(_TEXT.split(), k=num_words))
+    text = some_text(draw, num_words)
     how: dict[str, Any] = {"n": draw.choice((1, 1, 1, 3)), "temperature": draw.choice((0, 1)), "ignore_eos": True}
     how |= {"model": model, "max_tokens": 600, "stream": stage in ("streaming", "prefill")}
     how |= draw.choice(({}, {"stop": ["never said"]}, {"logprobs": draw.choice((True, None))}))
@@ -75,6 +75,11 @@ def some_request(draw: random.Random, stage: str, model: str) -> bytes:
         how["logprobs"] = draw.choice((2, None))
         return request_bytes("/v1/completions", {"prompt": [text, text[: num_words // 2] or "a"], **how})
     return request_bytes("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **how})
+
+
+def some_text(draw: random.Random, num_words: int) -> str:
+    """Words without a meaning."""
+    return " ".join(draw.choices(_TEXT.split(), k=num_words))
 
 
 def request_bytes(path: str, body: dict[str, Any], **headers: str) -> bytes:

@@ -1,8 +1,13 @@
-"""Whatever stage a client leaves in: its blocks come back, and nobody else's answer changes."""
+"""Whatever stage a client leaves in: its blocks come back, and nobody else's answer changes.
+
+More of them: `STROP_TEST_DISCONNECTS=1000 pytest -s tests/serve/test_leaving.py -k random` (and STROP_TEST_SEED).
+"""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +15,8 @@ from http_client import ask, stream
 from leaving import STAGES, in_thread, leave_often
 from server_process import ServerProcess, Start
 
+NUM_DISCONNECTS = int(os.environ.get("STROP_TEST_DISCONNECTS", "200"))
+SEED = int(os.environ.get("STROP_TEST_SEED", "300"))
 VICTIM: dict[str, Any] = {
     "model": "smollm2",
     "messages": [{"role": "user", "content": "Write a long story about a river and a knife."}],
@@ -28,30 +35,39 @@ def narrow(serve_smollm2: Start) -> Iterator[ServerProcess]:
         yield server.ready()
 
 
-def text_of(server: ServerProcess, body: dict[str, Any]) -> str:
-    frames = server.ask("/v1/chat/completions", body).frames
-    assert frames[-1]["choices"][0]["finish_reason"] == "length"
-    return "".join(choice["delta"].get("content") or "" for frame in frames for choice in frame["choices"])
+def texts_of(server: ServerProcess, body: dict[str, Any]) -> list[str]:
+    """The whole text of each choice of a stream."""
+    texts, reasons = ["", ""], set()
+    for choice in (choice for frame in server.ask("/v1/chat/completions", body).frames for choice in frame["choices"]):
+        texts[choice["index"]] += choice["delta"].get("content") or ""
+        reasons.add(choice["finish_reason"])
+    assert reasons == {None, "length"}
+    return texts
 
 
 def test_random_disconnects(narrow: ServerProcess) -> None:
-    undisturbed = text_of(narrow, VICTIM)
+    short = {**VICTIM, "max_tokens": 40}
+    others = [short, {**short, "temperature": 0}, {**short, "n": 2}]
+    undisturbed = [texts_of(narrow, body) for body in others]
 
-    async def main() -> tuple[Counter[str], list[str]]:
-        leaving = asyncio.create_task(leave_often(narrow.url, 300, seed=300))
-        texts = []
+    async def main() -> tuple[Counter[str], int]:
+        leaving = asyncio.create_task(leave_often(narrow.url, NUM_DISCONNECTS, SEED))
+        num_rounds = 0
         while not leaving.done():
-            texts.append(await in_thread(lambda: text_of(narrow, VICTIM)))
-        return leaving.result(), texts
+            texts = await asyncio.gather(*(in_thread(partial(texts_of, narrow, body)) for body in others))
+            assert texts == undisturbed
+            num_rounds += 1
+        return leaving.result(), num_rounds
 
-    stages, texts = asyncio.run(main())
-    assert set(stages) == set(STAGES) and stages.total() == 300
-    assert set(texts) == {undisturbed}
+    stages, num_rounds = asyncio.run(main())
+    assert set(stages) == set(STAGES) and stages.total() == NUM_DISCONNECTS
     narrow.wait_until_idle()
     assert narrow.metric("strop:blocks_leaked") == 0
-    assert narrow.metric("strop:requests_cancelled_total") > 100
+    num_cancelled = narrow.metric("strop:requests_cancelled_total")
+    assert num_cancelled > NUM_DISCONNECTS / 3
     assert "Traceback" not in narrow.log and " ERROR " not in narrow.log
-    assert text_of(narrow, VICTIM) == undisturbed
+    assert [texts_of(narrow, body) for body in others] == undisturbed
+    print(f"left: {dict(stages)}; {num_cancelled:.0f} cancelled; {num_rounds} rounds of other answers, unchanged")
 
 
 def test_two_requests_of_one_id(server_url: str) -> None:

@@ -15,6 +15,8 @@ from http_client import ask, checked_error, stream
 from openai import OpenAI
 from server_process import ServerProcess, Start, wait_for
 
+from strop.serve.keys import new_key
+
 CHAT = "/v1/chat/completions"
 QUICK: dict[str, Any] = {
     "model": "smollm2",
@@ -43,6 +45,7 @@ def mortal(serve_smollm2: Start) -> Iterator[ServerProcess]:
 def test_what_cannot_start(start_server: Start, smollm2_path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.gguf").touch()
     (tmp_path / "keys").write_text("no key\n")
+    (tmp_path / "broken.jinja").write_text("{% for message in messages %}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cases: dict[str, tuple[object, ...]] = {
@@ -50,6 +53,7 @@ def test_what_cannot_start(start_server: Start, smollm2_path: Path, tmp_path: Pa
             "empty.gguf": (tmp_path / "empty.gguf",),
             str(port): (smollm2_path, "--port", port),
             "192.0.2.1": (smollm2_path, "--host", "192.0.2.1"),
+            "does not parse": (smollm2_path, "--template", tmp_path / "broken.jinja"),
             "line 1": (smollm2_path, "--api-keys", tmp_path / "keys"),
             "does not fit": (smollm2_path, "--memory", 0.1),
             "--context 1000000": (smollm2_path, "--context", 1_000_000),
@@ -65,7 +69,10 @@ def test_what_cannot_start(start_server: Start, smollm2_path: Path, tmp_path: Pa
 def test_while_it_loads(serve_smollm2: Start) -> None:
     with serve_smollm2("--name", "other") as server:
         assert server.ask("/livez").status == 200
-        replies = [server.ask(path, body) for path, body in (("/readyz", None), (CHAT, QUICK), ("/v1/models", None))]
+        replies = [
+            server.ask(path, body)
+            for path, body in (("/readyz", None), ("/health", None), (CHAT, QUICK), ("/v1/models", None))
+        ]
         if replies[0].status == 503:  # else it was too quick
             assert all(reply.status in (200, 503) for reply in replies)
             assert "loading" in replies[0].error["message"]
@@ -226,18 +233,48 @@ def test_nothing_waits_for_a_slow_reader(mortal: ServerProcess) -> None:
 
 
 def test_keys_come_and_go(serve_smollm2: Start, tmp_path: Path) -> None:
-    from strop.serve.keys import new_key
-
     path = tmp_path / "keys"
     ada = {"Authorization": f"Bearer {new_key(path, 'ada')}"}
     with serve_smollm2("--api-keys", path) as server:
-        wait_for(lambda: server.ask("/readyz").status == 200, "/readyz", server.process)
-        for path_ in ("/v1/models", "/metrics", "/tokenize", "/no/such/path", "/openapi.json"):
-            assert server.ask(path_).error["code"] == "invalid_api_key"
+        server.ready()
+        for closed in ("/v1/models", "/metrics", "/tokenize", "/no/such/path", "/openapi.json"):
+            assert server.ask(closed).error["code"] == "invalid_api_key"
         assert server.ask("/v1/models", headers=ada).status == 200
         bob = {"Authorization": f"bearer {new_key(path, 'bob')}"}
         assert server.ask(CHAT, QUICK, headers=bob).status == 200
-        lines = path.read_text().splitlines()
-        path.write_text(lines[1] + "\n")
+        path.write_text(path.read_text().splitlines()[1] + "\n")
         assert server.ask(CHAT, QUICK, headers=ada).status == 401
+        path.write_text("damaged\n")
         assert server.ask(CHAT, QUICK, headers=bob).status == 200
+        answers = [line for line in server.log.splitlines() if ": answered " in line]
+        assert len(answers) == 2 and all(" key=bob " in line for line in answers)
+        assert server.log.count(": refused: the API key is missing") == 6
+
+
+def test_nobody_sees_what_another_key_has_asked(keyed_url: str, keys: dict[str, str]) -> None:
+    """Whether a prompt is in the prefix cache is told by the time an answer takes: keys do not share it."""
+    prompt = {"model": "smollm2", "prompt": "A secret of some length, told to the model once. " * 20, "max_tokens": 1}
+
+    def num_cached(name: str) -> int:
+        reply = ask(keyed_url, "/v1/completions", prompt, headers={"Authorization": f"Bearer {keys[name]}"})
+        cached: int = reply.json["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return cached
+
+    assert num_cached("ada") == 0
+    assert num_cached("ada") > 100
+    assert num_cached("bob") == 0
+    assert num_cached("bob") > 100
+
+
+def test_pages_of_strangers(serve_smollm2: Start) -> None:
+    friend, stranger = {"Origin": "https://app.example"}, {"Origin": "https://evil.example"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    with serve_smollm2("--cors-origin", friend["Origin"]) as server:
+        server.ready()
+        allowed = server.ask(CHAT, method="OPTIONS", headers=friend | asks)
+        assert allowed.status == 200 and allowed.headers["access-control-allow-origin"] == friend["Origin"]
+        assert server.ask(CHAT, QUICK, headers=friend).headers["access-control-allow-origin"] == friend["Origin"]
+        assert server.ask(CHAT, b"{", headers=friend).headers["access-control-allow-origin"] == friend["Origin"]
+        refused = server.ask(CHAT, method="OPTIONS", headers=stranger | asks)
+        assert refused.status == 400 and "access-control-allow-origin" not in refused.headers
+        assert "access-control-allow-origin" not in server.ask("/v1/models", headers=stranger).headers

@@ -74,6 +74,34 @@ def test_calls_that_are_forced(client: OpenAI, choice: Any) -> None:
     assert final.message.tool_calls[0].function.arguments == call.function.arguments
 
 
+def test_calls_or_json(client: OpenAI) -> None:
+    tools: Any = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    how: dict[str, Any] = {**ASKED, "messages": WEATHER, "tools": tools, "temperature": 1, "n": 16, "seed": 0}
+    how["parallel_tool_calls"] = False
+    choices = client.chat.completions.parse(**how, response_format=Knife).choices
+    for choice in choices:
+        if choice.finish_reason == "tool_calls":
+            assert choice.message.content is None and choice.message.tool_calls
+        else:
+            assert choice.finish_reason == "stop" and isinstance(choice.message.parsed, Knife)
+            assert not choice.message.tool_calls
+    assert {choice.finish_reason for choice in choices} == {"tool_calls", "stop"}
+
+
+@pytest.mark.parametrize("limit", [1, 4, 9, 16, 22])
+def test_a_call_that_is_cut_off(client: OpenAI, limit: int) -> None:
+    how: dict[str, Any] = {**ASKED, "messages": WEATHER, "tools": TOOLS, "tool_choice": chosen("get_weather")}
+    how["max_completion_tokens"] = limit
+    whole = client.chat.completions.create(**how).choices[0]
+    assert whole.finish_reason == "length" and not whole.message.content
+    streamed = [chunk.choices[0].delta for chunk in client.chat.completions.create(**how, stream=True)]
+    assert not any(delta.content for delta in streamed)
+    fragments = [fragment for delta in streamed for fragment in delta.tool_calls or []]
+    joined = "".join(fragment.function.arguments or "" for fragment in fragments if fragment.function)
+    assert joined == "".join(call.function.arguments for call in whole.message.tool_calls or [])
+    assert '{"city": "Paris"}'.startswith(joined)
+
+
 def test_a_conversation_with_calls(client: OpenAI) -> None:
     messages = list(WEATHER)
     how: dict[str, Any] = {**ASKED, "tools": TOOLS, "parallel_tool_calls": False}
@@ -97,6 +125,9 @@ def test_tools_that_cannot_be(client: OpenAI) -> None:
     refused("tools", tools=[TOOLS[0], TOOLS[0]])
     refused("tools", tools=[{"type": "web_search"}])
     refused("tools", tools=[function("no spaces", {})])
+    with pytest.raises(openai.BadRequestError, match=r"/properties/a/not: .*in rule arguments_1_of_get_time"):
+        tools = [TOOLS[0], function("Get-Time", {"a": {"not": {}}})]
+        client.chat.completions.create(**ASKED, messages=WEATHER, tools=tools)
 
 
 def test_parse(client: OpenAI) -> None:

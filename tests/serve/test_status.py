@@ -35,6 +35,22 @@ def test_the_figures_are_those_of_what_happened(server_url: str) -> None:
     assert live["requests_per_minute"] > 0 and live["cost_per_request"] is None
 
 
+def test_prefixes_looked_for_and_found_are_counted(server_url: str) -> None:
+    def counts() -> tuple[float, ...]:
+        wait_until_idle(server_url)
+        names = ("prefix_cache_queries_total", "prefix_cache_hits_total", "iteration_tokens_total_sum")
+        return tuple(metric(server_url, f"vllm:{name}") for name in names)
+
+    body = {"model": "smollm2", "prompt": list(range(1000, 1100)), "max_tokens": 3}
+    before = counts()
+    for _ in range(2):
+        reply = ask(server_url, "/v1/completions", body).json
+    cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+    queries, hits, tokens = (now - then for now, then in zip(counts(), before, strict=True))
+    assert queries == 200 and cached == hits > 50
+    assert tokens == 200 - cached + 2 * 2  # the last token of an answer is not computed with
+
+
 def test_the_share_of_the_limit_is_a_share(server_url: str) -> None:
     ask(server_url, "/v1/chat/completions", BODY)
     share = ask(server_url, "/status").json["live"]["share_of_limit"]

@@ -126,6 +126,19 @@ def test_an_answer_streams_and_is_the_apis(page: Page, server_url: str) -> None:
     assert set(text) <= set(content) and len(text) > 40
 
 
+def test_thoughts_are_shown_apart(open_page: Callable[..., Page], thinking_url: str) -> None:
+    page = open_page(thinking_url)
+    page.wait_for(READY)
+    set_parameters(page, temperature=0, max_completion_tokens=12)
+    send(page, PROMPT)
+    assert answered(page) == ""
+    assert page.evaluate("document.querySelector('.thoughts').open")
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 12}
+    message = ask(thinking_url, "/v1/chat/completions", body).json["choices"][0]["message"]
+    assert page.evaluate("document.querySelector('.thoughts p').textContent") == message["reasoning_content"]
+    assert page.evaluate(f"{TURNS}.at(-1).thoughts") == message["reasoning_content"]
+
+
 def test_the_conversation_goes_on_and_can_be_changed(page: Page, server_url: str) -> None:
     set_parameters(page, temperature=0, max_completion_tokens=12)
     send(page, "Name a river.")

@@ -34,7 +34,13 @@ _START = time.perf_counter()
     "--max-step-tokens",
     default=256,
     type=click.IntRange(1),
-    help="Of one step, prompts and answers together: fewer hold up running answers less, and take prompts in slower.",
+    help="Of one step, prompts and answers together.",
+)
+@click.option(
+    "--max-chunk-tokens",
+    default=64,
+    type=click.IntRange(1),
+    help="Of prompts, in a step that also continues answers: fewer hold these up less, and take prompts in slower.",
 )
 @click.option("--max-queue", default=128, type=click.IntRange(1), help="Requests that may wait; more get a 429.")
 @click.option("--max-queue-tokens", default=131_072, type=click.IntRange(1), help="Prompt tokens that may wait.")
@@ -44,6 +50,7 @@ _START = time.perf_counter()
 @click.option(
     "--template", type=click.Path(path_type=Path), help="File with the chat template, instead of the model's."
 )
+@click.option("--keep-thoughts", is_flag=True, help="Leave <think> in answers; else it becomes reasoning_content.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Of the lines on standard error."
 )
@@ -53,6 +60,7 @@ def command(
     names: tuple[str, ...],
     max_seqs: int,
     max_step_tokens: int,
+    max_chunk_tokens: int,
     template: Path | None,
     log_format: str,
     **settings: Any,
@@ -64,7 +72,11 @@ def command(
     whether the model makes progress, and the page at / is a chat.
     """
     chat_template = read_template_file(template)
-    config = replace(engine_config(settings, max_num_seqs=max_seqs), max_step_tokens=max_step_tokens)
+    config = replace(
+        engine_config(settings, max_num_seqs=max_seqs),
+        max_step_tokens=max_step_tokens,
+        max_chunk_tokens=max_chunk_tokens,
+    )
     with start_up():
         from strop.engine.loading import load_text_side
         from strop.serve.logs import set_up_logs
@@ -84,6 +96,7 @@ def command(
             drain_s=settings["drain"],
             price_per_hour=settings["price_per_hour"],
             runner=settings["runner"],
+            splits_thoughts=not settings["keep_thoughts"],
         )
         tokenizer = load_text_side(model, chat_template)
     serve(
@@ -91,7 +104,11 @@ def command(
         tokenizer,
         serve_config,
         config,
-        on_listen=lambda url: print(f"{url}  (loading {model})", file=sys.stderr, flush=True),
+        on_listen=lambda url: print(
+            f"{url}  (loading {model}, which requests call {' or '.join(serve_config.model_names)})",
+            file=sys.stderr,
+            flush=True,
+        ),
         on_load=lambda facts: print(
             f"{facts.memory}\nready after {time.perf_counter() - _START:.2f} s", file=sys.stderr, flush=True
         ),

@@ -18,6 +18,9 @@ class EngineConfig:
     """Sequences that may be in one step."""
     max_step_tokens: int = 512
     """Token budget of one step: prefill chunks and decode tokens together."""
+    max_chunk_tokens: int = 0
+    """Of these, tokens of prompts while answers are continued, whose every token takes as long as its step; 0 means no
+    such limit. Prompts that cannot be divided are exempt."""
     max_context_len: int = 0
     """Longest prompt + answer in tokens; 0 means the model's own limit."""
     block_len: int = 32

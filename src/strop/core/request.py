@@ -12,8 +12,6 @@ FinishReason = Literal["stop", "length", "abort"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
-GRAMMAR_STUCK = "structured_outputs cannot be enforced any further"
-"""How the reason of an abort begins where the grammar asked for needs more than its limits, or allows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,11 @@ class StructuredOutputsParams:
         given = [name for name in _SHAPES if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             raise RequestError(f"structured_outputs has {' and '.join(given) or 'nothing'}: give one of {_SHAPES}")
+
+    @property
+    def schema(self) -> str | None:
+        """The JSON schema, as text, that the answer follows; None for a shape that is not JSON."""
+        return '{"type": "object"}' if self.json_object else str(self.json) if self.json is not None else None
 
 
 _SHAPES = ("json", "json_object", "regex", "choice", "grammar")
@@ -161,6 +164,8 @@ class TokenEvent:
     """Prompt tokens that came from the prefix cache."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's tokens from the second on; comes once, with the first event."""
+    fault: Literal["request", "engine"] | None = None
+    """Of an abort that nobody asked for: whose it is. `stop_reason` then says in words what happened."""
 
 
 @dataclass(frozen=True, slots=True)

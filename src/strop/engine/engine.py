@@ -11,13 +11,14 @@ import numpy as np
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
-from strop.core.request import GRAMMAR_STUCK, Request, TokenEvent, TokenLogprob
+from strop.core.request import Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full, scoring_row
-from strop.engine.scheduler import Scheduler, StepPlan, StepRow
+from strop.engine.scheduler import Scheduler
 from strop.engine.step import CompiledModel, copy_block
+from strop.engine.step_plan import StepPlan, StepRow
 from strop.formats.tokenizer import Tokenizer
 from strop.models.cache import cache_groups, num_pool_blocks
 from strop.models.layout import Single
@@ -274,10 +275,12 @@ class Engine:
                 request_id, index = seq.request.request_id, seq.index
                 self.scheduler.abort(request_id, index)
                 matcher = seq.sample_row.matcher
-                reason = "the model gave no usable logits (NaN): its weights may be damaged"
                 if matcher is not None and matcher.error is not None:
-                    reason = f"{GRAMMAR_STUCK}: {matcher.error}"
-                events.append(TokenEvent(request_id, index, (), (), "abort", reason))
+                    why = f"structured_outputs cannot be enforced any further: {matcher.error}"
+                    events.append(TokenEvent(request_id, index, (), (), "abort", why, fault="request"))
+                else:
+                    why = "the model gave no usable logits (NaN): its weights may be damaged"
+                    events.append(TokenEvent(request_id, index, (), (), "abort", why, fault="engine"))
         return events
 
     def _recover(self, error: Exception) -> None:

@@ -152,9 +152,18 @@ def checked_lark(grammar: str) -> str:
             except (ValueError, RecursionError):
                 continue  # llguidance will say what is wrong
             block = grammar[begin:end]
-            pieces.append(f" {json.dumps(enforceable(parse_schema(block)))}" if found["block"] == "json" else block)
+            pieces.append(f" {_enforceable_block(block, grammar[:at])}" if found["block"] == "json" else block)
             at = end
     return "".join([*pieces, grammar[at:]])
+
+
+def _enforceable_block(schema: str, before: str) -> str:
+    """A JSON schema in a grammar, whose errors name the rule."""
+    try:
+        return json.dumps(enforceable(parse_schema(schema)))
+    except RequestError as error:
+        rules = re.findall(r"^\s*([a-z]\w*)[^:\n]*:", before, re.MULTILINE)
+        raise RequestError(f"{error} (in rule {rules[-1]} of the grammar)" if rules else str(error)) from None
 
 
 def compiled(tokenizer: llguidance.LLTokenizer, text: str) -> "Matcher":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from strop.engine.costs import CostModel
-from strop.engine.scheduler import StepRow
+from strop.engine.step_plan import StepRow
 from strop.machine.memory import available_bytes
 from strop.machine.probe import MOST_PROBED_BYTES, MachineRates, probe
 from strop.ops import native
@@ -43,17 +43,17 @@ class StepLimit:
         self._step, self._row, self._logits, self._logit = _Least(), _Least(), _Least(), _Least()
         self._slots: dict[int | None, _Least] = {}
         """By window: for a slot that a row sees, and for one that is read."""
-        for call in costs.calls(_NUM_ROWS, _NUM_LOGITS):
+        for call, times in costs.calls(_NUM_ROWS, _NUM_LOGITS):
             fixed, each = (self._logits, self._logit) if call.num_rows == _NUM_LOGITS else (self._step, self._row)
             one, two = (costs.cost(replace(call, num_rows=num_rows)) for num_rows in (1, 2))
-            each.add(two, rates)
-            each.add(one, rates, -1)
-            fixed.add(one, rates, 2)
-            fixed.add(two, rates, -1)
+            each.add(two, rates, times)
+            each.add(one, rates, -times)
+            fixed.add(one, rates, 2 * times)
+            fixed.add(two, rates, -times)
             if isinstance(call, AttentionCall):
                 slot = self._slots.setdefault(call.window_len, _Least())
-                slot.add(costs.cost(call, 1, 1), rates)
-                slot.add(costs.cost(call), rates, -1)
+                slot.add(costs.cost(call, 1, 1), rates, times)
+                slot.add(costs.cost(call), rates, -times)
 
     def seconds(self, rows: Sequence[StepRow]) -> float:
         """At least, for a step that computes these rows."""

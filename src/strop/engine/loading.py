@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _LEAST = {
     "max_num_seqs": 1,
     "max_step_tokens": 1,
+    "max_chunk_tokens": 0,
     "max_context_len": 0,
     "block_len": 1,
     "num_blocks": 0,

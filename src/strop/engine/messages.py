@@ -61,7 +61,10 @@ class EngineStats(msgspec.Struct, array_like=True):
     cache_use: float = 0.0
     """Of the fullest group of layers, 0 to 1."""
     num_preemptions: int = 0
+    num_prefix_query_tokens: int = 0
+    """Tokens that were looked for in the prefix cache,"""
     num_prefix_hit_tokens: int = 0
+    """and those that were found."""
     num_step_tokens: int = 0
     step_s: float = 0.0
     limit_s: float = 0.0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from strop.engine.scheduler import StepPlan, StepRow
+from strop.engine.step_plan import StepPlan, StepRow
 
 
 class StepShape(NamedTuple):

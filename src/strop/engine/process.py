@@ -234,6 +234,7 @@ def _stats(engine: "Engine", step_s: float) -> EngineStats:
         0 if scheduler.has_unfinished else num_used,
         max(count / total for count, total in used),
         scheduler.num_preemptions,
+        scheduler.num_prefix_query_tokens,
         scheduler.num_prefix_hit_tokens,
         engine.last_step.num_tokens,
         step_s,

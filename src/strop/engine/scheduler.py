@@ -8,61 +8,20 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError
 from strop.core.request import FinishReason, Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool, block_key
 from strop.engine.group_pools import GroupPools, Tables
+from strop.engine.request_check import answer_room, check_spans
 from strop.engine.sequence import Choices, Sequence, State, choice_seed
+from strop.engine.step_plan import StepPlan, StepRow, step_row
 
 if TYPE_CHECKING:  # llguidance is imported when a request first needs it
     from strop.engine.grammar import Grammar
-
-
-class StepRow(msgspec.Struct, frozen=True):
-    """One sequence's share of a step: compute tokens [start, start + count), attend to [0, start + count)."""
-
-    seq_id: int
-    start: int
-    count: int
-    token_ids: tuple[int, ...]
-    """The `count` tokens."""
-    block_tables: Tables
-    """One for each group of layers. In group g token t lies in slot t % block_len of block_tables[g][t // block_len].
-    Covers at least [0, start + count); NULL_BLOCK stands for what the group's window has passed.
-
-    These are the sequence's own lists, not copies: read them before the next `schedule`, never write. While a seq_id's
-    `table_version` stays the same they only grow at their ends, but for entries that the window passes: a copy can be
-    kept and extended."""
-    table_version: int
-    num_slots: int
-    """Tokens that all tables have room for; grows when one of them does."""
-    wants_token: bool
-    """Whether the last token's logits are to be sampled (the row reaches the end of the known tokens)."""
-    num_prompt_tokens: int
-    """How many of the `count` tokens, from the first, belong to the prompt; the rest were generated."""
-    scored_token_ids: tuple[int, ...] = ()
-    """Prompt tokens whose log probabilities are wanted: the first of them after the row's first token, and so on."""
-    num_draft_tokens: int = 0
-    """How many of the last tokens are guesses to verify."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """Plain data: what one step computes."""
-
-    rows: tuple[StepRow, ...]
-    copies: tuple[tuple[int, int, int], ...]
-    """(group, source, destination) blocks to copy before anything is computed. Within a group destinations are distinct
-    and none of them is also a source: any order will do."""
-    num_tokens: int
-    """Sum of the rows' counts."""
 
 
 class Scheduler:
@@ -73,6 +32,9 @@ class Scheduler:
     see) are taken on admission, so that mostly a growing answer can run out of them. Then the most recently admitted
     sequence gives its blocks back and waits at the front of the queue; it keeps its tokens and recomputes their cache
     later (or finds it again in the prefix cache).
+
+    While answers are continued, a step takes `max_chunk_tokens` of prompts at most, since each token of an answer takes
+    as long as the whole step.
 
     A hit never covers a sequence's last token, whose logits are needed: a fully cached prompt recomputes its last block
     into a private one. Forks share the prompt's full blocks, copy a partial one, and recompute the last prompt token.
@@ -95,9 +57,10 @@ class Scheduler:
                 raise ValueError(f"{name}={getattr(config, name)}: the scheduler needs the resolved value, 1 or more")
         self.groups = GroupPools(pools, config.max_step_tokens)
         self.num_preemptions = 0
-        self.num_prefix_hit_tokens = 0
+        self.num_prefix_query_tokens = self.num_prefix_hit_tokens = 0
         self._max_context_len = config.max_context_len
         self._max_step_tokens = config.max_step_tokens
+        self._max_chunk_tokens = config.max_chunk_tokens or config.max_step_tokens
         self._max_num_seqs = config.max_num_seqs
         self._block_len = config.block_len
         self._eos_token_ids = frozenset(eos_token_ids)
@@ -154,8 +117,10 @@ class Scheduler:
         `atomic_spans`, if any, are half-open ranges of the prompt that must each be computed in one step; then nothing
         is shared, neither with other requests nor between the choices.
         """
-        max_tokens = self._room(request)
-        self._check_spans(request, atomic_spans)
+        if request.request_id in self._requests:
+            raise RequestError(f"request_id={request.request_id!r} is in use: give every unfinished request its own")
+        max_tokens = answer_room(request, self._max_context_len, self.max_cached_tokens, self._block_len)
+        check_spans(len(request.prompt_token_ids), atomic_spans, self._max_step_tokens)
         params = request.params
         request_seed = secrets.randbits(64) if params.seed is None else params.seed
         choices = self._requests[request.request_id] = Choices(request, grammar=grammar)
@@ -204,32 +169,36 @@ class Scheduler:
         budget, num_scores = self._max_step_tokens, self._max_num_seqs
         running = list(self._running.values())
         num_behind = len(running)
+        chunk = self._max_chunk_tokens if any(seq.continues_answer for seq in running) else budget
         may_admit = True
+
+        def compute(seq: Sequence, end: int) -> None:
+            nonlocal budget, chunk, num_scores
+            row = step_row(seq, seq.num_computed_tokens, end)
+            rows.append(row)
+            budget -= row.count
+            num_scores -= len(row.scored_token_ids)
+            if not seq.continues_answer:
+                chunk = max(0, chunk - row.count)
+
         for seq in running:
             if seq.state is not State.RUNNING:  # preempted just now, and so are all after it
                 may_admit = False
                 break
             num_behind -= 1
-            start = seq.num_computed_tokens
-            end = self._chunk_end(seq, start, budget - num_behind, num_scores)
-            if end == start:  # an atomic span lacks budget: let the others drain
+            end = self._chunk_end(seq, seq.num_computed_tokens, budget - num_behind, chunk, num_scores)
+            if end == seq.num_computed_tokens:  # this step has no room for its prompt
                 may_admit = False
                 continue
             if end > seq.num_slots and not self._grow(seq, end):
                 may_admit = False
                 break
-            budget -= end - start
-            rows.append(_row(seq, start, end))
-            num_scores -= len(rows[-1].scored_token_ids)
+            compute(seq, end)
         while may_admit and budget and self._waiting and len(self._running) < self._max_num_seqs:
             seq = next(iter(self._waiting.values()))
-            if not self._admit(seq, budget, num_scores, copies):
+            if not self._admit(seq, budget, chunk, num_scores, copies):
                 break
-            start = seq.num_computed_tokens
-            end = self._chunk_end(seq, start, budget, num_scores)
-            budget -= end - start
-            rows.append(_row(seq, start, end))
-            num_scores -= len(rows[-1].scored_token_ids)
+            compute(seq, self._chunk_end(seq, seq.num_computed_tokens, budget, chunk, num_scores))
         for choices in list(self._holding.values()):  # only now, so that no copy's source is handed out in this plan
             if not choices.unforked:
                 self._drop_hold(choices)
@@ -298,53 +267,11 @@ class Scheduler:
         running = [(seq.block_tables, seq.num_computed_tokens) for seq in self._running.values()]
         self.groups.check(running, [choices.held_tables for choices in self._holding.values()])
 
-    def _room(self, request: Request) -> int:
-        """Tokens this request may generate."""
-        name, params, prompt_len = request.request_id, request.params, len(request.prompt_token_ids)
-        pool_len = self.max_cached_tokens + 1  # the last token is never computed
-        if name in self._requests:
-            raise RequestError(f"request_id={name!r} is in use: give every unfinished request its own")
-        if prompt_len == 0:
-            raise RequestError("the prompt is empty: give at least one token")
-        if prompt_len >= self._max_context_len:
-            raise RequestError(
-                f"the prompt has {prompt_len} tokens, but the context is {self._max_context_len} tokens, of which the "
-                "answer needs at least one: shorten the prompt or raise max_context_len"
-            )
-        max_tokens = params.max_tokens
-        if max_tokens is None:
-            max_tokens = max(1, self.max_request_tokens - prompt_len, params.min_tokens)
-        wish = f"prompt ({prompt_len} tokens) + answer ({max_tokens} tokens) = {prompt_len + max_tokens} tokens"
-        if prompt_len + max_tokens > self._max_context_len:
-            raise RequestError(
-                f"{wish}, but the context is {self._max_context_len} tokens: lower max_tokens or min_tokens, shorten "
-                "the prompt, or raise max_context_len"
-            )
-        if prompt_len + max_tokens > pool_len:
-            raise RequestError(
-                f"{wish}, but the whole cache holds {pool_len} tokens ({(pool_len - 1) // self._block_len} blocks of "
-                f"{self._block_len}): lower max_tokens or min_tokens, shorten the prompt, or give the cache more memory"
-            )
-        return max_tokens
-
-    def _check_spans(self, request: Request, atomic_spans: tuple[tuple[int, int], ...]) -> None:
-        previous_end, prompt_len = 0, len(request.prompt_token_ids)
-        for lo, hi in atomic_spans:
-            if not previous_end <= lo < hi <= prompt_len:
-                raise RequestError(
-                    f"atomic span [{lo}, {hi}) must be non-empty, inside the prompt of {prompt_len} tokens, and start "
-                    f"at {previous_end} or later (after the span before it)"
-                )
-            if hi - lo > self._max_step_tokens:
-                raise RequestError(
-                    f"tokens [{lo}, {hi}) must be computed in one step: {hi - lo} tokens, but a step takes at most "
-                    f"{self._max_step_tokens}: raise max_step_tokens or shorten the prompt"
-                )
-            previous_end = hi
-
-    def _chunk_end(self, seq: Sequence, start: int, budget: int, num_scores: int) -> int:
-        """Where a chunk from `start` of at most `budget` tokens ends, `num_scores` of them with log probabilities of
-        the prompt; `start` if an atomic span does not fit, or no more of these."""
+    def _chunk_end(self, seq: Sequence, start: int, budget: int, chunk: int, num_scores: int) -> int:
+        """Where the step's share from `start` ends: of at most `budget` tokens, `chunk` of a divisible prompt,
+        `num_scores` with log probabilities of the prompt. `start` if there is room for none."""
+        if not (seq.continues_answer or seq.atomic_spans):
+            budget = min(budget, chunk)
         end = min(len(seq.token_ids), start + budget)
         if seq.wants_scores and start + num_scores < seq.prompt_len - 1:
             end = min(end, start + num_scores)
@@ -371,10 +298,12 @@ class Scheduler:
         seq.num_slots = num_blocks * self._block_len
         return True
 
-    def _admit(self, seq: Sequence, budget: int, num_scores: int, copies: list[tuple[int, int, int]]) -> bool:
+    def _admit(
+        self, seq: Sequence, budget: int, chunk: int, num_scores: int, copies: list[tuple[int, int, int]]
+    ) -> bool:
         """Start the sequence at the head of the queue if its blocks and its first chunk fit."""
         tables, num_computed_tokens, copy_sources, is_fork = self._find_prefix(seq)
-        if self._chunk_end(seq, num_computed_tokens, budget, num_scores) == num_computed_tokens:
+        if self._chunk_end(seq, num_computed_tokens, budget, chunk, num_scores) == num_computed_tokens:
             return False
         num_shared = len(tables[0])
         lengths = self.groups.lengths(len(seq.token_ids), num_computed_tokens)
@@ -382,7 +311,7 @@ class Scheduler:
             if self._running or not self._holding:
                 return False
             self._drop_holds()  # nothing runs, so nothing else will give way
-            return self._admit(seq, budget, num_scores, copies)
+            return self._admit(seq, budget, chunk, num_scores, copies)
         self.groups.share(tables)
         self.groups.extend(tables, lengths)
         seq.block_tables = tables
@@ -393,7 +322,8 @@ class Scheduler:
         self._running[seq.seq_id] = self._waiting.pop(seq.seq_id)
         choices = seq.choices
         copies += [(group, source, tables[group][num_shared]) for group, source in enumerate(copy_sources)]
-        if not is_fork:
+        if not is_fork and self.groups.prefix_cache:
+            self.num_prefix_query_tokens += len(seq.token_ids)
             self.num_prefix_hit_tokens += num_computed_tokens
         if choices.num_cached_tokens is None:
             choices.num_cached_tokens = num_computed_tokens
@@ -544,19 +474,3 @@ class Scheduler:
         """Give up prompts kept for forks: those that have not started will compute the prompt again."""
         for choices in list(self._holding.values()):
             self._drop_hold(choices)
-
-
-def _row(seq: Sequence, start: int, end: int) -> StepRow:
-    token_ids = seq.token_ids
-    return StepRow(
-        seq.seq_id,
-        start,
-        end - start,
-        (token_ids[start],) if end - start == 1 else tuple(token_ids[start:end]),
-        seq.block_tables,
-        seq.table_version,
-        seq.num_slots,
-        end == len(token_ids),
-        max(0, min(seq.prompt_len, end) - start),
-        tuple(token_ids[start + 1 : min(end + 1, seq.prompt_len)]) if seq.wants_scores else (),
-    )

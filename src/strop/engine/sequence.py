@@ -74,6 +74,11 @@ class Sequence:
         return self.choices.request.params
 
     @property
+    def continues_answer(self) -> bool:
+        """Whether all is computed but the newest token of the answer: somebody waits for what follows it."""
+        return self.num_computed_tokens == len(self.token_ids) - 1 >= self.prompt_len
+
+    @property
     def num_generated_tokens(self) -> int:
         """Known tokens after the prompt."""
         return len(self.token_ids) - self.prompt_len

@@ -27,18 +27,37 @@ class Implementation:
     """Takes the static call, returns the reason it cannot be served, or None."""
 
 
-_records: ContextVar[tuple[list[Any], ...]] = ContextVar("strop_records", default=())
+class Calls(list[Any]):
+    """Static calls of operations, in order."""
+
+    layers: list[int | None]
+    """Of each call: the layer it belongs to, if any (`in_layer`)."""
+
+
+_records: ContextVar[tuple[Calls, ...]] = ContextVar("strop_records", default=())
+_layer: ContextVar[int | None] = ContextVar("strop_layer", default=None)
 
 
 @contextmanager
-def record() -> Iterator[list[Any]]:
-    """Collects the static call of every operation traced inside the block, in order."""
-    calls: list[Any] = []
+def record() -> Iterator[Calls]:
+    """Collects the static call of every operation traced inside the block."""
+    calls = Calls()
+    calls.layers = []
     token = _records.set((*_records.get(), calls))
     try:
         yield calls
     finally:
         _records.reset(token)
+
+
+@contextmanager
+def in_layer(layer: int) -> Iterator[None]:
+    """Operations traced inside the block belong to this layer."""
+    token = _layer.set(layer)
+    try:
+        yield
+    finally:
+        _layer.reset(token)
 
 
 def resolve(implementations: tuple[Implementation, ...], call: Any, platform: Platform) -> Callable[..., Any]:
@@ -49,6 +68,7 @@ def resolve(implementations: tuple[Implementation, ...], call: Any, platform: Pl
     """
     for calls in _records.get():
         calls.append(call)
+        calls.layers.append(_layer.get())
     reasons = []
     for implementation in implementations:
         if platform not in implementation.platforms:

@@ -5,10 +5,11 @@ import itertools
 import time
 from collections.abc import Sequence
 
+from starlette.datastructures import State
 from starlette.types import Send
 
 from strop.core.errors import RequestError, StropError
-from strop.core.request import GRAMMAR_STUCK, Request, TokenEvent
+from strop.core.request import Request, TokenEvent
 from strop.engine.text import StreamDetokenizer, must_abort
 from strop.serve.engine_client import Stream
 from strop.serve.gate import json_headers
@@ -26,10 +27,9 @@ _numbers = itertools.count()
 class Answer(Reply):
     """Text that the model writes, whole or streamed. However it ends, the engine keeps nothing of it."""
 
-    def __init__(self, exchange: Exchange, service: Service, request_id: str, salt: bytes) -> None:
-        super().__init__(service, request_id)
+    def __init__(self, exchange: Exchange, service: Service, state: State) -> None:
+        super().__init__(service, state)
         self._exchange = exchange
-        self._salt = salt
         self._last_token_s: dict[tuple[int, int], float] = {}
         self._has_headers = False
 
@@ -38,21 +38,19 @@ class Answer(Reply):
         ticket = service.admission.enter()
         stream: Stream | None = None
         # Clients may give two requests one id, also at once: the engine must tell them apart.
-        unique = f"{self._request_id}/{next(_numbers)}"
+        unique = f"{self._state.request_id}/{next(_numbers)}"
         try:
-            requests = [
-                Request(
-                    f"{unique}/{which}",
-                    await service.prepare(asked),
-                    asked.params,
-                    self._salt,
-                )
-                for which, asked in enumerate(exchange.asked)
-            ]
+            requests = []
+            for which, asked in enumerate(exchange.asked):
+                prompt_token_ids = await service.prepare(asked)
+                params = exchange.begin(which, prompt_token_ids)
+                if params.structured_outputs != asked.params.structured_outputs:
+                    await service.check_shape(params)
+                requests.append(Request(f"{unique}/{which}", prompt_token_ids, params, self._state.salt))
             self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
             ticket.weigh(self._num_prompt_tokens)
             texts = [StreamDetokenizer(service.tokenizer, request.params) for request in requests]
-            frames = b"".join(exchange.begin(i, request.prompt_token_ids) for i, request in enumerate(requests))
+            frames = b""
             stream = service.client.submit(requests)
             self._stage = "waiting"
             while not stream.is_over:
@@ -63,8 +61,7 @@ class Answer(Reply):
                 self._observe(events)
                 for which, event in events:
                     if event.finish_reason == "abort":
-                        reason = str(event.stop_reason)
-                        raise RequestError(reason) if reason.startswith(GRAMMAR_STUCK) else StropError(reason)
+                        raise (RequestError if event.fault == "request" else StropError)(str(event.stop_reason))
                     delta = texts[which].push(event)
                     if delta is None:
                         continue

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
@@ -23,8 +23,27 @@ from strop.serve.reply import Vectors
 from strop.serve.service import Service
 from strop.serve.status import status_body
 
-OPEN_PATHS = ("/livez", "/readyz", *page.PATHS)
+OPEN_PATHS = ("/livez", "/readyz", "/health", *page.PATHS)
 """What needs no key: those who probe have none, and the page asks for one."""
+
+
+def _got(about: str, media_type: str = "application/json", kind: str = "object") -> dict[str, Any]:
+    """OpenAPI's description of a GET."""
+    error = {"$ref": "#/components/responses/Error"}
+    done = {"description": "done", "content": {media_type: {"schema": {"type": kind}}}}
+    return {"get": {"summary": about, "responses": {"200": done, "4XX": error, "5XX": error}}}
+
+
+OTHER_PATHS = {
+    "/livez": _got("whether requests are heard"),
+    "/readyz": _got("whether the model is loaded and makes progress"),
+    "/health": _got("the same, by vLLM's name"),
+    "/status": _got("the model's card and live figures"),
+    "/metrics": _got("for Prometheus", "text/plain", "string"),
+    "/openapi.json": _got("this document"),
+    "/": _got("a page to chat with the model and to watch the server", "text/html", "string"),
+}
+"""OpenAPI's path items of what is not OpenAI's."""
 
 
 class Parse(Protocol):
@@ -40,26 +59,7 @@ Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 def make_app(service: Service, keys: KeyFile | None) -> ASGIApp:
     """The ASGI application."""
-    routes = Routes(service)
-    router = Router(
-        [
-            Route("/v1/chat/completions", routes.writes(chat.parse), methods=["POST"]),
-            Route("/v1/completions", routes.writes(completions.parse), methods=["POST"]),
-            Route("/v1/responses", routes.writes(responses.parse), methods=["POST"]),
-            Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
-            Route("/v1/models", routes.models, methods=["GET"]),
-            Route("/v1/models/{model:path}", routes.model, methods=["GET"]),
-            Route("/tokenize", routes.tokenize, methods=["POST"]),
-            Route("/detokenize", routes.detokenize, methods=["POST"]),
-            Route("/openapi.json", routes.openapi, methods=["GET"]),
-            Route("/metrics", routes.metrics, methods=["GET"]),
-            Route("/status", routes.status, methods=["GET"]),
-            Route("/livez", routes.livez, methods=["GET"]),
-            Route("/readyz", routes.readyz, methods=["GET"]),
-            *page.routes(),
-        ],
-        redirect_slashes=False,
-    )
+    router = Router(Routes(service).table(), redirect_slashes=False)
     app: ASGIApp = Gate(router, service, keys, OPEN_PATHS)
     if service.config.cors_origins:
         headers = ["authorization", "content-type", "x-request-id"]
@@ -73,20 +73,40 @@ class Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    def table(self) -> list[Route]:
+        """All there are."""
+        return [
+            Route("/v1/chat/completions", self.writes(chat.parse), methods=["POST"]),
+            Route("/v1/completions", self.writes(completions.parse), methods=["POST"]),
+            Route("/v1/responses", self.writes(responses.parse), methods=["POST"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.model, methods=["GET"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/status", self.status, methods=["GET"]),
+            Route("/livez", self.livez, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/health", self.readyz, methods=["GET"]),
+            *page.routes(),
+        ]
+
     def writes(self, parse: Parse) -> Handler:
         """A route whose answer the model writes."""
 
         async def handle(request: Request) -> ASGIApp:
             body, state = await self._body(request), request.state
             exchange = parse(body, self._service.served, request_id=state.request_id, created_s=int(time.time()))
-            return Answer(exchange, self._service, state.request_id, state.salt)
+            return Answer(exchange, self._service, state)
 
         return handle
 
     async def embeddings(self, request: Request) -> ASGIApp:
         """Vectors of texts."""
         exchange = embeddings.parse(await self._body(request), self._service.served)
-        return Vectors(exchange, self._service, request.state.request_id)
+        return Vectors(exchange, self._service, request.state)
 
     async def tokenize(self, request: Request) -> Response:
         """Text or messages to token ids."""
@@ -111,7 +131,7 @@ class Routes:
 
     async def openapi(self, request: Request) -> Response:
         """What there is, for programs."""
-        return _json(msgspec.json.encode(openapi.openapi_document(self._service.served, __version__)))
+        return _json(msgspec.json.encode(openapi.openapi_document(self._service.served, __version__, OTHER_PATHS)))
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""

@@ -50,6 +50,7 @@ class Metrics:
         self.num_generation_tokens = histogram(
             "vllm:request_generation_tokens", "Tokens generated for a request", _TOKENS
         )
+        self._step_tokens = histogram("vllm:iteration_tokens_total", "Tokens of a step", _TOKENS)
         self._finished: deque[float] = deque(maxlen=100_000)
         self.began_s = time.monotonic()
         self._price_per_hour = price_per_hour
@@ -117,6 +118,8 @@ class Metrics:
 
     def _stepped(self, step: Stepped) -> None:
         self._recent.add("tokens", sum(len(event.token_ids) for event in step.events))
+        if step.stats.step_s:
+            self._step_tokens.observe(step.stats.num_step_tokens)
         self._recent.add("step_s", step.stats.step_s)
         self._recent.add("limit_s", step.stats.limit_s)
 
@@ -154,8 +157,9 @@ class _EngineGauges(Collector):
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for their turn", waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the cache in use, 0 to 1", stats.cache_use)
         yield self._counter("vllm:num_preemptions", "Sequences that gave their blocks back", stats.num_preemptions)
-        hits = stats.num_prefix_hit_tokens
-        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", hits)
+        queries, hits = stats.num_prefix_query_tokens, stats.num_prefix_hit_tokens
+        yield self._counter("vllm:prefix_cache_queries", "Tokens looked for in the prefix cache", queries)
+        yield self._counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache", hits)
         yield self._gauge("strop:queue_tokens", "Prompt tokens that wait", self._admission.num_tokens)
         yield self._counter("strop:requests_rejected", "Answered with 429", self._admission.num_rejected)
         yield self._gauge("strop:blocks_used", "Cache blocks that sequences hold", stats.num_used_blocks)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from strop import __version__
 from strop.core.errors import EngineDownError
+from strop.core.request import SamplingParams
 from strop.engine.grammar_check import GrammarChecker
 from strop.engine.messages import ModelFacts
 from strop.engine.text import Prompt, prepare_prompt
@@ -18,6 +19,7 @@ from strop.serve.admission import Admission
 from strop.serve.engine_client import EngineClient
 from strop.serve.metrics import Metrics
 from strop.serve.openai.exchange import Asked, Served
+from strop.serve.openai.reasoning import think_tags
 from strop.serve.settings import ServeConfig
 from strop.serve.tool_calls import ToolSupport, tool_format
 
@@ -42,10 +44,13 @@ class Service:
 
     async def prepare(self, asked: Asked) -> tuple[int, ...]:
         """The prompt's token ids, once it is clear that the engine can do what is asked. Raises RequestError."""
-        shape = asked.params.structured_outputs
-        if shape is not None:
-            await self.in_thread(self._grammars.check, shape)
+        await self.check_shape(asked.params)
         return await self.token_ids(asked.prompt, asked.template)
+
+    async def check_shape(self, params: SamplingParams) -> None:
+        """Raises RequestError if the engine cannot enforce the shape that the answer is to have."""
+        if params.structured_outputs is not None:
+            await self.in_thread(self._grammars.check, params.structured_outputs)
 
     async def token_ids(self, prompt: Prompt, template: dict[str, Any], add_special: bool = True) -> tuple[int, ...]:
         """Of a text, of messages, or as they are. Raises RequestError."""
@@ -71,8 +76,9 @@ class Service:
             int(time.time()),
             facts.max_request_tokens,
             tokenizer,
-            tokenizer.chat_template or "",
             ToolSupport(tool_format(templates.get(TOOL_USE, tokenizer.chat_template), special_tokens)),
+            tokenizer.chat_template or "",
+            think_tags(tokenizer.chat_template or "", special_tokens) if self.config.splits_thoughts else None,
             facts.embedding_len,
             system_fingerprint=f"strop-{__version__}-{facts.isa}",
         )

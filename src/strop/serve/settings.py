@@ -22,6 +22,8 @@ class ServeConfig:
     """File with hashed keys (strop.serve.keys); None: whoever reaches the port may ask."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the server."""
+    splits_thoughts: bool = True
+    """Whether what a model thinks between <think> tags is given as reasoning_content, and not in its answers' text."""
     max_body_bytes: int = 4 * MIB
     max_queued_requests: int = 128
     """Requests that wait for their first token; one more is answered with 429."""

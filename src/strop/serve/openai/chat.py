@@ -7,19 +7,11 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from strop.core.errors import StropError
-from strop.core.request import Delta, TokenLogprob
+from strop.core.request import Delta, SamplingParams, StructuredOutputsParams, TokenLogprob
+from strop.serve.openai.answer_reader import AnswerReader, Piece, Thought, answer_start
+from strop.serve.openai.choices import ChoicesReply, finish_reason_of
 from strop.serve.openai.errors import ApiError
-from strop.serve.openai.exchange import (
-    Asked,
-    Chunks,
-    Served,
-    Tally,
-    Usage,
-    check_context,
-    encode,
-    error_frame,
-    finish_reason_of,
-)
+from strop.serve.openai.exchange import Asked, Served, Usage, check_context, encode, error_frame
 from strop.serve.openai.fields import decode, honoured, ignored, only, refused
 from strop.serve.openai.logprobs import ChoiceLogprobs, content_logprobs, reported
 from strop.serve.openai.messages import (
@@ -38,7 +30,6 @@ from strop.serve.openai.sampling import (
     Sampling,
     TextFormat,
     TopLogprobs,
-    includes_usage,
     only_shape,
     sampling_params,
     shape_of_extension,
@@ -49,12 +40,10 @@ from strop.serve.openai.tools import (
     ChatNamedTool,
     ChatTool,
     ChoiceMode,
+    asked_with_tools,
     chosen_tools,
-    forced_or,
-    told,
-    with_call_tokens,
 )
-from strop.serve.tool_calls import ToolCallParser, ToolDelta, Tools
+from strop.serve.tool_calls import ToolDelta, Tools
 
 _TEXT_ONLY = "this server reads and writes text only"
 _OLD_TOOLS = "this is the deprecated form: give tools and tool_choice"
@@ -79,9 +68,8 @@ class ChatRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
         ChoiceMode | ChatNamedTool | ChatAllowedToolChoice | None, honoured("required and named calls are forced")
     ] = None
     parallel_tool_calls: Annotated[bool | None, honoured("false allows one call")] = None
-    reasoning_effort: Annotated[
-        ReasoningEffort | None, honoured("where the chat template has such a variable, else refused")
-    ] = None
+    reasoning_effort: ReasoningEffort = None
+    include_reasoning: Annotated[bool | None, honoured("false leaves out what the model thought")] = None
     add_generation_prompt: Annotated[bool | None, honoured("open the assistant's turn; the default")] = None
     continue_final_message: Annotated[
         bool | None, honoured("go on with the last message, an assistant's, instead of answering it")
@@ -132,6 +120,8 @@ class AnswerMessage(Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: Annotated[str, Meta(description="what the model thought before it")] | UnsetType = UNSET
+    reasoning: Annotated[str, Meta(description="the same, by vLLM's name")] | UnsetType = UNSET
     tool_calls: list[AnsweredCall] | UnsetType = UNSET
 
 
@@ -160,16 +150,14 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "C
     """The exchange for a request's body. ApiError or RequestError for one that is refused."""
     request = decode(body, ChatRequest, served.caps)
     served.check_name(request.model)
-    tools = _tools(request, served)
     shape = only_shape(
         response_format=shape_of_format(request.response_format),
         structured_outputs=shape_of_extension(request.structured_outputs),
     )
-    param = "response_format" if request.structured_outputs is None else "structured_outputs"
-    shape = forced_or(shape, tools, served.tools, param)
+    tools = _tools(request, shape)
     params = sampling_params(request, max_tokens=_max_tokens(request), logprobs=_logprobs(request), shape=shape)
-    messages, variables = told(template_messages(request.messages, served.chat_template), tools, served.tools)
-    asked = Asked(messages, _template(request, served) | variables, with_call_tokens(params, tools, served.tools))
+    messages = template_messages(request.messages, served.chat_template)
+    asked = asked_with_tools(messages, _template(request, served), params, tools, served.tools)
     return ChatExchange(request, asked, served, f"chatcmpl-{request_id}", created_s, tools)
 
 
@@ -184,11 +172,11 @@ class _Call:
 class _Choice:
     """One answer on its way; texts, calls and log probabilities are kept for a reply in one piece only."""
 
-    parser: ToolCallParser | None
+    reader: AnswerReader
+    thoughts: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    has_calls: bool = False
     finish_reason: Any = None
 
 
@@ -200,75 +188,54 @@ class ChatExchange:
     ) -> None:
         self.asked = (asked,)
         self.stream = request.stream is True
+        self._with_thoughts = request.include_reasoning is not False
         self._params = asked.params
         self._served = served
         self._tools = tools
-        self._head: dict[str, Any] = {
-            "id": reply_id,
-            "object": "chat.completion.chunk",
-            "created": created_s,
-            "model": request.model,
-            "system_fingerprint": served.system_fingerprint,
-        }
-        self._chunks = Chunks(self._head, includes_usage(request))
-        self._tally = Tally(1)
-        self._choices = [_Choice(self._new_parser()) for _ in range(asked.params.n)]
+        self._reply = ChoicesReply(request, served, reply_id, created_s, "chat.completion.chunk")
+        self._choices: list[_Choice] = []
         self._is_open = False
 
-    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
-        """See Exchange. Nothing is sent before the engine has taken the request."""
-        check_context(len(prompt_token_ids), self._params, self._served.context_len, "messages")
-        self._tally.prompt_tokens += len(prompt_token_ids)
-        return b""
+    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> SamplingParams:
+        """See Exchange."""
+        served = self._served
+        check_context(len(prompt_token_ids), self._params, served.context_len, "messages")
+        self._reply.tally.prompt_tokens += len(prompt_token_ids)
+        params, is_thinking = answer_start(served, self._params, prompt_token_ids)
+        self._choices = [_Choice(AnswerReader(served, self._tools, is_thinking)) for _ in range(params.n)]
+        return params
 
     def push(self, which: int, delta: Delta) -> bytes:
         """See Exchange."""
-        self._tally.add(which, delta)
         choice = self._choices[delta.index]
+        pieces = choice.reader.read(delta)
+        if not self._with_thoughts:
+            pieces = [piece for piece in pieces if not isinstance(piece, Thought)]
+        self._reply.tally.add(which, delta, choice.reader.has_thought)
         ended = delta.finish_reason is not None
-        pieces: Sequence[ToolDelta | str] = [delta.text]
-        if choice.parser is not None:
-            pieces = choice.parser.push(delta.text, ended)
-            choice.has_calls = choice.has_calls or any(not isinstance(piece, str) for piece in pieces)
         if ended:
             reason = finish_reason_of(delta)
-            choice.finish_reason = "tool_calls" if choice.has_calls and reason == "stop" else reason
-        logprobs = reported(delta, self._params) if delta.logprobs else ()
+            choice.finish_reason = "tool_calls" if choice.reader.has_calls and reason == "stop" else reason
+        logprobs: Sequence[TokenLogprob] = ()
+        if delta.logprobs and not choice.reader.has_thought:
+            logprobs = reported(delta, self._params)
         if not self.stream:
-            _keep(choice, pieces, logprobs)
+            self._keep(choice, pieces, logprobs)
             return b""
         return self._frames(delta.index, choice, pieces, logprobs, ended)
 
     def end(self) -> bytes:
         """See Exchange."""
         if self.stream:
-            return self._chunks.closing(self._tally)
-        completion = ChatCompletion(
-            id=self._head["id"],
-            created=self._head["created"],
-            model=self._head["model"],
-            system_fingerprint=self._served.system_fingerprint,
-            choices=[self._answer(i, choice) for i, choice in enumerate(self._choices)],
-            usage=self._tally.usage(),
-        )
-        return encode(completion)
+            return self._reply.closing()
+        return self._reply.whole(ChatCompletion, [self._answer(i, choice) for i, choice in enumerate(self._choices)])
 
     def fail(self, error: StropError) -> bytes:
         """See Exchange."""
         return error_frame(error)
 
-    def _new_parser(self) -> ToolCallParser | None:
-        if self._tools is None or self._served.tools is None:
-            return None
-        return self._served.tools.parser(self._tools)
-
     def _frames(
-        self,
-        index: int,
-        choice: _Choice,
-        pieces: "Sequence[ToolDelta | str]",
-        logprobs: Sequence[TokenLogprob],
-        ended: bool,
+        self, index: int, choice: _Choice, pieces: Sequence[Piece], logprobs: Sequence[TokenLogprob], ended: bool
     ) -> bytes:
         frames = []
         if not self._is_open:
@@ -277,48 +244,54 @@ class ChatExchange:
             first = b'{"role":"assistant","content":%b,"refusal":null}' % (b'""' if self._tools is None else b"null")
             frames += [self._chunk(i, first, b"null", b"null") for i in range(len(self._choices))]
         told = encode(self._spelled(logprobs)) if logprobs else b"null"
-        for piece in pieces:
-            if isinstance(piece, str):
-                if piece:
-                    frames.append(self._chunk(index, b'{"content":%b}' % encode(piece), told, b"null"))
-                    told = b"null"
-            else:
-                frames.append(self._chunk(index, b'{"tool_calls":[%b]}' % _fragment(piece), told, b"null"))
-                told = b"null"
-        if told != b"null":
-            frames.append(self._chunk(index, b'{"content":""}', told, b"null"))
+        deltas = [self._delta(piece) for piece in pieces]
+        if told != b"null" and not deltas:
+            deltas.append(b'{"content":""}')
+        for delta in deltas:
+            frames.append(self._chunk(index, delta, told, b"null"))
+            told = b"null"
         if ended:
             frames.append(self._chunk(index, b"{}", b"null", encode(choice.finish_reason)))
         return b"".join(frames)
 
+    def _delta(self, piece: Piece) -> bytes:
+        if isinstance(piece, str):
+            return b'{"content":%b}' % encode(piece)
+        if isinstance(piece, ToolDelta):
+            return b'{"tool_calls":[%b]}' % _fragment(piece)
+        return b'{"reasoning_content":%b,"reasoning":%b}' % ((encode(piece.text),) * 2)
+
     def _chunk(self, index: int, delta: bytes, logprobs: bytes, reason: bytes) -> bytes:
-        return self._chunks.chunk(
+        return self._reply.chunk(
             b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}' % (index, delta, logprobs, reason)
         )
 
     def _spelled(self, logprobs: Sequence[TokenLogprob]) -> ChoiceLogprobs:
         return ChoiceLogprobs(content_logprobs(logprobs, self._served.vocabulary))
 
+    def _keep(self, choice: _Choice, pieces: Sequence[Piece], logprobs: Sequence[TokenLogprob]) -> None:
+        for piece in pieces:
+            if isinstance(piece, str):
+                choice.texts.append(piece)
+            elif isinstance(piece, Thought):
+                choice.thoughts.append(piece.text)
+            else:
+                if piece.index == len(choice.calls):
+                    choice.calls.append(_Call(piece.id or "", piece.name or ""))
+                choice.calls[piece.index].arguments.append(piece.arguments)
+        choice.logprobs += logprobs
+
     def _answer(self, index: int, choice: _Choice) -> ChatChoice:
-        text = "".join(choice.texts)
+        text, thoughts = "".join(choice.texts), "".join(choice.thoughts)
         message = AnswerMessage(content=text if text or not choice.calls else None)
+        if thoughts:
+            message.reasoning_content = message.reasoning = thoughts
         if choice.calls:
             message.tool_calls = [
                 AnsweredCall(call.id, AnsweredFunction(call.name, "".join(call.arguments))) for call in choice.calls
             ]
         logprobs = self._spelled(choice.logprobs) if self._params.logprobs is not None else None
         return ChatChoice(index, message, logprobs, choice.finish_reason)
-
-
-def _keep(choice: _Choice, pieces: "Sequence[ToolDelta | str]", logprobs: Sequence[TokenLogprob]) -> None:
-    for piece in pieces:
-        if isinstance(piece, str):
-            choice.texts.append(piece)
-            continue
-        if piece.index == len(choice.calls):
-            choice.calls.append(_Call(piece.id or "", piece.name or ""))
-        choice.calls[piece.index].arguments.append(piece.arguments)
-    choice.logprobs += logprobs
 
 
 def _fragment(piece: ToolDelta) -> bytes:
@@ -329,7 +302,7 @@ def _fragment(piece: ToolDelta) -> bytes:
     return encode({"index": piece.index, "id": piece.id, "type": "function", "function": function})
 
 
-def _tools(request: ChatRequest, served: Served) -> Tools | None:
+def _tools(request: ChatRequest, shape: StructuredOutputsParams | None) -> Tools | None:
     choice = request.tool_choice
     mode: ChoiceMode | None = None
     named, allowed = None, None
@@ -342,7 +315,7 @@ def _tools(request: ChatRequest, served: Served) -> Tools | None:
         mode = choice
     functions = [tool.function for tool in request.tools or ()]
     parallel = request.parallel_tool_calls
-    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
+    return chosen_tools(functions, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -6,26 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from strop.core.errors import StropError
-from strop.core.request import Delta, TokenLogprob
+from strop.core.request import Delta, SamplingParams, TokenLogprob
+from strop.serve.openai.choices import ChoicesReply, finish_reason_of
 from strop.serve.openai.errors import ApiError
-from strop.serve.openai.exchange import (
-    Asked,
-    Chunks,
-    Served,
-    Tally,
-    Usage,
-    check_context,
-    encode,
-    error_frame,
-    finish_reason_of,
-)
+from strop.serve.openai.exchange import Asked, Served, Usage, check_context, encode, error_frame
 from strop.serve.openai.fields import Caps, decode, honoured, refused
 from strop.serve.openai.logprobs import CompletionLogprobs, CompletionSpeller, reported
 from strop.serve.openai.sampling import (
     Sampling,
     TokenId,
     TopLogprobs,
-    includes_usage,
     sampling_params,
     shape_of_extension,
 )
@@ -146,31 +136,23 @@ class CompletionExchange:
         self._echoed = [_Prompt() for _ in asked] if request.echo else []
         self._echoes_only = request.max_tokens == 0  # the engine writes one token all the same
         self._served = served
-        self._head: dict[str, Any] = {
-            "id": reply_id,
-            "object": "text_completion",
-            "created": created_s,
-            "model": request.model,
-            "system_fingerprint": served.system_fingerprint,
-        }
-        self._chunks = Chunks(self._head, includes_usage(request))
-        self._tally = Tally(len(asked))
+        self._reply = ChoicesReply(request, served, reply_id, created_s, "text_completion", len(asked))
         num_choices = len(asked) * self._params.n
         self._choices = [_Choice(CompletionSpeller(served.vocabulary)) for _ in range(num_choices)]
 
-    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
-        """See Exchange. Nothing is sent before the engine has taken the request."""
+    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> SamplingParams:
+        """See Exchange."""
         check_context(len(prompt_token_ids), self._params, self._served.context_len, "prompt")
-        self._tally.prompt_tokens += len(prompt_token_ids)
+        self._reply.tally.prompt_tokens += len(prompt_token_ids)
         if self._echoed:
             self._echoed[which] = _Prompt(self._text(self.asked[which].prompt), prompt_token_ids)
-        return b""
+        return self._params
 
     def push(self, which: int, delta: Delta) -> bytes:
         """See Exchange."""
         if self._echoes_only:
             delta = replace(delta, text="", token_ids=(), logprobs=(), finish_reason=delta.finish_reason and "length")
-        self._tally.add(which, delta)
+        self._reply.tally.add(which, delta)
         index = which * self._params.n + delta.index
         choice = self._choices[index]
         choice.finish_reason = finish_reason_of(delta)
@@ -183,23 +165,15 @@ class CompletionExchange:
             return b""
         told = encode(logprobs) if logprobs.tokens else b"null"
         reason = b"null" if choice.finish_reason is None else encode(choice.finish_reason)
-        return self._chunks.chunk(
+        return self._reply.chunk(
             b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (index, encode(text), told, reason)
         )
 
     def end(self) -> bytes:
         """See Exchange."""
         if self.stream:
-            return self._chunks.closing(self._tally)
-        completion = Completion(
-            id=self._head["id"],
-            created=self._head["created"],
-            model=self._head["model"],
-            system_fingerprint=self._served.system_fingerprint,
-            choices=[self._answer(i, choice) for i, choice in enumerate(self._choices)],
-            usage=self._tally.usage(),
-        )
-        return encode(completion)
+            return self._reply.closing()
+        return self._reply.whole(Completion, [self._answer(i, choice) for i, choice in enumerate(self._choices)])
 
     def fail(self, error: StropError) -> bytes:
         """See Exchange."""

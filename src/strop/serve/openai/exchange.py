@@ -1,5 +1,6 @@
 """One HTTP request as the server drives it: what to ask the engine, and what to send for each delta that comes back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +11,7 @@ from strop.core.errors import StropError
 from strop.core.request import Delta, SamplingParams
 from strop.serve.openai.errors import ApiError, context_overflow, error_body
 from strop.serve.openai.fields import Caps, shown
+from strop.serve.openai.reasoning import ThinkTags
 from strop.serve.tool_calls import ToolSupport
 
 if TYPE_CHECKING:  # the tokenizer behind it is no business of this package
@@ -39,9 +41,11 @@ class Served:
     context_len: int
     """Tokens of prompt and answer together."""
     vocabulary: Vocabulary
+    tools: ToolSupport
     chat_template: str = ""
     """The model's own: it says which roles and variables mean something to this model."""
-    tools: ToolSupport | None = None
+    thinking: ThinkTags | None = None
+    """How it marks what it thinks, if that is to be split from its answers."""
     embedding_len: int | None = None
     """Numbers of one vector; None if the model does not embed."""
     embeddings_may_be_cut: bool = False
@@ -58,6 +62,10 @@ class Served:
                 param="model",
                 code="model_not_found",
             )
+
+    def text_end(self, token_ids: Sequence[int]) -> str:
+        """The last few words of a prompt."""
+        return b"".join(map(self.vocabulary.token_bytes, token_ids[-16:])).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +91,8 @@ class Exchange(Protocol):
         """Whether the client wants frames as the answer grows."""
         ...
 
-    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
-        """When `asked[which]` is tokenised. Returns what can be sent now.
+    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> SamplingParams:
+        """When `asked[which]` is tokenised. Returns its parameters, with a shape that suits how the prompt ends.
 
         Raises ApiError (context_length_exceeded) if prompt and answer do not fit the context.
         """
@@ -133,6 +141,7 @@ class Tally:
     def __init__(self, num_asked: int) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
         self._cached_tokens = [0] * num_asked
 
     @property
@@ -140,9 +149,10 @@ class Tally:
         """Prompt tokens that came from the prefix cache."""
         return sum(self._cached_tokens)
 
-    def add(self, which: int, delta: Delta) -> None:
+    def add(self, which: int, delta: Delta, is_reasoning: bool = False) -> None:
         """Count the tokens of a delta of `asked[which]`."""
         self.completion_tokens += len(delta.token_ids)
+        self.reasoning_tokens += len(delta.token_ids) if is_reasoning else 0
         self._cached_tokens[which] = delta.num_cached_tokens
 
     def usage(self) -> Usage:
@@ -152,28 +162,8 @@ class Tally:
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             PromptTokensDetails(self.cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(self.reasoning_tokens),
         )
-
-
-class Chunks:
-    """Frames of a stream of chunks. What is the same in all of them is encoded once."""
-
-    def __init__(self, head: dict[str, Any], with_usage: bool) -> None:
-        """`head` is what every chunk starts with: id, object, created, model."""
-        self._start = b"data: " + encode(head)[:-1] + b',"choices":['
-        self._end = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
-        self._with_usage = with_usage
-
-    def chunk(self, choice: bytes) -> bytes:
-        """The frame of one choice, given as JSON."""
-        return self._start + choice + self._end
-
-    def closing(self, tally: Tally) -> bytes:
-        """The last frames."""
-        if not self._with_usage:
-            return DONE
-        return b'%b],"usage":%b}\n\n%b' % (self._start, encode(tally.usage()), DONE)
 
 
 def error_frame(error: StropError) -> bytes:
@@ -185,8 +175,3 @@ def check_context(num_prompt_tokens: int, params: SamplingParams, context_len: i
     """Raises ApiError if the answer asked for has no room behind its prompt; `param` is the prompt's field."""
     if num_prompt_tokens + (params.max_tokens or 1) > context_len:
         raise context_overflow(num_prompt_tokens, params.max_tokens, context_len, param)
-
-
-def finish_reason_of(delta: Delta) -> str | None:
-    """In OpenAI's words. An answer that was aborted, and is sent all the same, was cut short."""
-    return "length" if delta.finish_reason == "abort" else delta.finish_reason

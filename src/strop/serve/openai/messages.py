@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Struct
 
 from strop.serve.openai.errors import ApiError
@@ -94,7 +93,7 @@ Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | To
 
 
 def template_messages(messages: Sequence[Message], chat_template: str) -> list[dict[str, Any]]:
-    """What `chat_template` is to render."""
+    """What `chat_template` is to render, but for the calls: see ToolSupport.messages."""
     return [_template_message(message, chat_template) for message in messages]
 
 
@@ -106,13 +105,8 @@ def text_of(content: str | Sequence[Part]) -> str:
 
 
 def template_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    """A call as templates know it: its arguments are a value where they are JSON, which an answer that was cut off
-    may not be."""
-    try:
-        value = msgspec.json.decode(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
-        value = arguments
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
+    """A call of the past."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def template_role(role: str, chat_template: str) -> str:
@@ -140,16 +134,20 @@ def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def effort_variable(effort: str | None, chat_template: str, param: str) -> dict[str, Any]:
-    """The template's variable for reasoning_effort. ApiError if the template has none."""
+    """The template's variable for reasoning_effort; `none` may also mean that it is not to think. ApiError if the
+    template has no such variable."""
     if effort is None:
         return {}
-    if "reasoning_effort" not in chat_template:
-        raise ApiError(
-            f"{param}={shown(effort)} is not supported: this model's chat template knows no reasoning effort; leave it"
-            " out",
-            param=param,
-        )
-    return {"reasoning_effort": effort}
+    if "reasoning_effort" in chat_template:
+        return {"reasoning_effort": effort}
+    can_be_turned_off = "enable_thinking" in chat_template
+    if effort == "none" and can_be_turned_off:
+        return {"enable_thinking": False}
+    raise ApiError(
+        f"{param}={shown(effort)} is not supported: this model's chat template knows no reasoning effort"
+        f"{', only none' if can_be_turned_off else ''}; leave it out",
+        param=param,
+    )
 
 
 def _template_message(message: Message, chat_template: str) -> dict[str, Any]:

@@ -23,6 +23,13 @@ _COMPONENTS = "#/components/schemas/"
 
 Schema = dict[str, Any]
 
+# Before OpenAPI 3.2 the schema of a stream is that of each event.
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]"}},
+    "required": ["data"],
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -101,7 +108,7 @@ def _operation(endpoint: Endpoint, request: Schema, reply: Schema) -> dict[str, 
 def _responses(reply: Schema, streams: bool = False) -> dict[str, Any]:
     content = _json(reply)
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     error = {"$ref": "#/components/responses/Error"}
     return {"200": {"description": "done", "content": content}, "4XX": error, "5XX": error}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct, field
 
 from strop.serve.openai.errors import ApiError
-from strop.serve.openai.fields import ignored, refused
+from strop.serve.openai.fields import honoured, ignored, refused
 from strop.serve.openai.logprobs import ContentLogprob
 from strop.serve.openai.messages import template_call, template_role
 
@@ -72,12 +72,20 @@ class FunctionCallOutputItem(Struct, tag="function_call_output", tag_field="type
     caller: Annotated[None, refused(_ONLY_FUNCTIONS)] = None
 
 
+class ReasoningTextInput(Struct, tag="reasoning_text", tag_field="type", forbid_unknown_fields=True):
+    """What the model thought."""
+
+    text: str
+
+
 class ReasoningItem(Struct, tag="reasoning", tag_field="type", forbid_unknown_fields=True):
-    """Reasoning of an earlier answer; the model does not see it again."""
+    """Reasoning of an earlier answer."""
 
     id: Annotated[str | None, ignored("")] = None
     summary: Annotated[list[Any] | None, ignored("")] = None
-    content: Annotated[list[Any] | None, ignored("")] = None
+    content: Annotated[
+        list[ReasoningTextInput] | None, honoured("for templates that show earlier reasoning, with the answer after it")
+    ] = None
     encrypted_content: Annotated[str | None, ignored("")] = None
     status: Annotated[ItemStatus | None, ignored("")] = None
 
@@ -112,7 +120,22 @@ class OutputCall(Struct, tag="function_call", tag_field="type", kw_only=True):
     status: ItemStatus
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(Struct, tag="reasoning_text", tag_field="type"):
+    """What the model thought."""
+
+    text: str
+
+
+class OutputReasoning(Struct, tag="reasoning", tag_field="type", kw_only=True):
+    """What the model thought before it answered."""
+
+    id: str
+    status: ItemStatus
+    content: list[ReasoningText]
+    summary: list[Any] = field(default_factory=list)
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 def item_messages(
@@ -127,12 +150,18 @@ def item_messages(
         messages.append({"role": "system", "content": instructions})
     if isinstance(items, str):
         return [*messages, {"role": "user", "content": items}]
+    reasoning: dict[str, str] = {}  # for the message of the assistant that follows
     for item in items:
-        if isinstance(item, MessageItem):
-            messages.append({"role": template_role(item.role, chat_template), "content": _text(item.content)})
+        if isinstance(item, ReasoningItem):
+            reasoning = {"reasoning_content": "\n".join(part.text for part in item.content)} if item.content else {}
+        elif isinstance(item, MessageItem):
+            fields = {"role": template_role(item.role, chat_template), "content": _text(item.content)}
+            messages.append(fields | (reasoning if item.role == "assistant" else {}))
+            reasoning = {}
         elif isinstance(item, FunctionCallItem):
             if not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant", "content": None})
+                messages.append({"role": "assistant", "content": None, **reasoning})
+                reasoning = {}
             calls = messages[-1].setdefault("tool_calls", [])
             calls.append(template_call(item.call_id, item.name, item.arguments))
         elif isinstance(item, FunctionCallOutputItem):

@@ -1,6 +1,5 @@
 """/v1/responses, without a store: everything a reply needs is in its request."""
 
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -8,19 +7,14 @@ from msgspec import Meta, Struct
 
 from strop.core.errors import StropError
 from strop.core.request import Delta, SamplingParams, StructuredOutputsParams
+from strop.serve.openai.answer_reader import AnswerReader, answer_start
 from strop.serve.openai.errors import as_api_error, error_fields
 from strop.serve.openai.exchange import Asked, Served, Tally, check_context, encode
 from strop.serve.openai.fields import Json, decode, honoured, ignored, only, refused
 from strop.serve.openai.logprobs import ContentLogprob, content_logprobs, reported
 from strop.serve.openai.messages import effort_variable
-from strop.serve.openai.response_items import (
-    InputItem,
-    OutputCall,
-    OutputItem,
-    OutputMessage,
-    OutputText,
-    item_messages,
-)
+from strop.serve.openai.response_items import InputItem, OutputItem, item_messages
+from strop.serve.openai.response_writer import ResponseWriter
 from strop.serve.openai.sampling import (
     Count,
     JsonObjectFormat,
@@ -36,13 +30,12 @@ from strop.serve.openai.sampling import (
 from strop.serve.openai.tools import (
     ChoiceMode,
     FunctionSpec,
+    Strict,
     ToolName,
+    asked_with_tools,
     chosen_tools,
-    forced_or,
-    told,
-    with_call_tokens,
 )
-from strop.serve.tool_calls import ToolDelta, Tools
+from strop.serve.tool_calls import Tools
 
 _NOTHING_STORED = "nothing is stored"
 _CACHED = "prefixes are cached wherever requests share them"
@@ -69,9 +62,7 @@ class TextConfig(Struct, forbid_unknown_fields=True):
 class Reasoning(Struct, forbid_unknown_fields=True):
     """How to reason."""
 
-    effort: Annotated[ReasoningEffort | None, honoured("where the chat template has such a variable, else refused")] = (
-        None
-    )
+    effort: ReasoningEffort = None
     summary: Annotated[None, refused("reasoning is not summarised")] = None
     generate_summary: Annotated[None, refused("reasoning is not summarised")] = None
 
@@ -83,7 +74,7 @@ class FlatTool(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, honoured("JSON schema of its arguments", cap="schema_bytes")] = None
-    strict: Annotated[bool | None, honoured("calls that are forced follow the schema in any case")] = None
+    strict: Strict = None
 
 
 class FlatNamedTool(Struct, tag="function", tag_field="type", forbid_unknown_fields=True):
@@ -240,8 +231,8 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "R
     """The exchange for a request's body. ApiError or RequestError for one that is refused."""
     request = decode(body, ResponsesRequest, served.caps, _say_message)
     served.check_name(request.model)
-    tools = _tools(request, served)
-    shape = forced_or(_shape(request.text), tools, served.tools, "text.format")
+    shape = _shape(request.text)
+    tools = _tools(request, shape)
     params = SamplingParams(
         max_tokens=request.max_output_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -252,8 +243,7 @@ def parse(body: bytes, served: Served, *, request_id: str, created_s: int) -> "R
     effort = request.reasoning.effort if request.reasoning is not None else None
     template = effort_variable(effort, served.chat_template, "reasoning.effort")
     messages = item_messages(request.input, request.instructions, served.chat_template)
-    messages, variables = told(messages, tools, served.tools)
-    asked = Asked(messages, template | variables, with_call_tokens(params, tools, served.tools))
+    asked = asked_with_tools(messages, template, params, tools, served.tools)
     return ResponsesExchange(request, asked, served, request_id, created_s, tools)
 
 
@@ -263,17 +253,6 @@ def _say_message(body: Json) -> None:
         for item in body["input"]:
             if isinstance(item, dict):
                 item.setdefault("type", "message")
-
-
-@dataclass(slots=True)
-class _Open:
-    """The item that is being written."""
-
-    item: OutputMessage | OutputCall
-    prefix: bytes
-    """Of the frame of each piece of it."""
-    pieces: list[str] = field(default_factory=list)
-    logprobs: list[ContentLogprob] = field(default_factory=list)
 
 
 class ResponsesExchange:
@@ -291,45 +270,40 @@ class ResponsesExchange:
         self.asked = (asked,)
         self.stream = request.stream is True
         self._served = served
-        self._id = request_id
-        self._parser = served.tools.parser(tools) if tools is not None and served.tools is not None else None
+        self._tools = tools
+        self._reader = AnswerReader(served, tools, is_thinking=False)
         self._tally = Tally(1)
         self._reply = _reply(request, asked.params, f"resp_{request_id}", created_s)
-        self._output: list[OutputItem] = []
-        self._open: _Open | None = None
+        self._writer = ResponseWriter(request_id, self.stream)
         self._is_cut = False
-        self._num_events = 0
-        self._frames: list[bytes] = []
 
-    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> bytes:
-        """See Exchange. Nothing is sent before the engine has taken the request."""
-        check_context(len(prompt_token_ids), self.asked[0].params, self._served.context_len, "input")
+    def begin(self, which: int, prompt_token_ids: tuple[int, ...]) -> SamplingParams:
+        """See Exchange."""
+        asked, served = self.asked[0], self._served
+        check_context(len(prompt_token_ids), asked.params, served.context_len, "input")
         self._tally.prompt_tokens += len(prompt_token_ids)
-        return b""
+        params, is_thinking = answer_start(served, asked.params, prompt_token_ids)
+        self._reader = AnswerReader(served, self._tools, is_thinking)
+        return params
 
     def push(self, which: int, delta: Delta) -> bytes:
         """See Exchange."""
-        self._tally.add(which, delta)
-        self._start()
-        ended = delta.finish_reason is not None
+        self._writer.start(self._reply)
+        pieces = self._reader.read(delta)
+        self._tally.add(which, delta, self._reader.has_thought)
         logprobs: list[ContentLogprob] = []
-        if delta.logprobs:
+        if delta.logprobs and not self._reader.has_thought:
             logprobs = content_logprobs(reported(delta, self.asked[0].params), self._served.vocabulary)
-        if self._parser is None:
-            self._say(delta.text, logprobs)
-        else:
-            for piece in self._parser.push(delta.text, ended):
-                if isinstance(piece, str):
-                    self._say(piece, logprobs)
-                    logprobs = []
-                else:
-                    self._call(piece)
-        if ended:
+            if self._tools is None and not pieces:
+                pieces = [""]  # of a token without text, too
+        for piece in pieces:
+            self._writer.write(piece, logprobs)
+            if isinstance(piece, str):
+                logprobs = []
+        if delta.finish_reason is not None:
             self._is_cut = delta.finish_reason != "stop"
-            if not self._output:
-                self._open_message()
-            self._close("incomplete" if self._is_cut else "completed")
-        return self._sent()
+            self._writer.close("incomplete" if self._is_cut else "completed")
+        return self._writer.sent()
 
     def end(self) -> bytes:
         """See Exchange. OpenAI ends these streams with the last event, and so do we."""
@@ -337,106 +311,27 @@ class ResponsesExchange:
         reply = msgspec.structs.replace(
             self._reply,
             status=status,
-            output=self._output,
+            output=self._writer.output,
             incomplete_details=IncompleteDetails() if self._is_cut else None,
             usage=self._usage(),
         )
         if not self.stream:
             return encode(reply)
-        self._event(f"response.{status}", response=reply)
-        return self._sent()
+        self._writer.event(f"response.{status}", response=reply)
+        return self._writer.sent()
 
     def fail(self, error: StropError) -> bytes:
         """See Exchange."""
-        self._start()
+        writer = self._writer
+        writer.start(self._reply)
         fields = error_fields(error)
         code = "server_error" if as_api_error(error).status >= 500 else "invalid_prompt"
         failure = ResponseFailure(code, fields.message)
-        reply = msgspec.structs.replace(self._reply, status="failed", output=self._output, error=failure)
-        self._event("response.failed", response=reply)
+        reply = msgspec.structs.replace(self._reply, status="failed", output=writer.output, error=failure)
+        writer.event("response.failed", response=reply)
         # The key `error` makes clients raise.
-        self._event("error", code=fields.code or code, message=fields.message, param=fields.param, error=fields)
-        return self._sent()
-
-    def _start(self) -> None:
-        if self._num_events == 0:
-            self._event("response.created", response=self._reply)
-            self._event("response.in_progress", response=self._reply)
-
-    def _say(self, text: str, logprobs: list[ContentLogprob]) -> None:
-        if not text and not logprobs:
-            return
-        if self._open is None or not isinstance(self._open.item, OutputMessage):
-            self._close("completed")
-            self._open_message()
-        assert self._open is not None
-        self._open.pieces.append(text)
-        self._open.logprobs += logprobs
-        told = encode(logprobs) if logprobs else b"[]"
-        self._frame(self._open.prefix, b',"delta":%b,"logprobs":%b' % (encode(text), told))
-
-    def _call(self, piece: ToolDelta) -> None:
-        if piece.id is not None:
-            self._close("completed")
-            index = len(self._output)
-            item = OutputCall(
-                id=f"fc_{self._id}_{index}",
-                call_id=piece.id,
-                name=piece.name or "",
-                arguments="",
-                status="in_progress",
-            )
-            self._open_item(item, "response.function_call_arguments.delta", {})
-        assert self._open is not None
-        if piece.arguments:
-            self._open.pieces.append(piece.arguments)
-            self._frame(self._open.prefix, b',"delta":%b' % encode(piece.arguments))
-
-    def _open_message(self) -> None:
-        item = OutputMessage(id=f"msg_{self._id}_{len(self._output)}", status="in_progress", content=[])
-        place = self._open_item(item, "response.output_text.delta", {"content_index": 0})
-        self._event("response.content_part.added", **place, part=OutputText("", [], []))
-
-    def _open_item(self, item: OutputMessage | OutputCall, delta_type: str, more: dict[str, int]) -> dict[str, Any]:
-        """Returns where the item's pieces belong."""
-        index = len(self._output)
-        self._event("response.output_item.added", output_index=index, item=item)
-        self._output.append(item)
-        place = {"item_id": item.id, "output_index": index, **more}
-        prefix = b"event: %b\ndata: %b" % (delta_type.encode(), encode({"type": delta_type, **place})[:-1])
-        self._open = _Open(item, prefix)
-        return place
-
-    def _close(self, status: Literal["completed", "incomplete"]) -> None:
-        if self._open is None:
-            return
-        opened, self._open = self._open, None
-        index = len(self._output) - 1
-        item, text = opened.item, "".join(opened.pieces)
-        place = {"item_id": item.id, "output_index": index}
-        item.status = status
-        if isinstance(item, OutputMessage):
-            part = OutputText(text, [], opened.logprobs)
-            item.content = [part]
-            self._event("response.output_text.done", **place, content_index=0, text=text, logprobs=opened.logprobs)
-            self._event("response.content_part.done", **place, content_index=0, part=part)
-        else:
-            item.arguments = text
-            self._event("response.function_call_arguments.done", **place, name=item.name, arguments=text)
-        self._event("response.output_item.done", output_index=index, item=item)
-
-    def _event(self, type: str, **fields: Any) -> None:
-        if self.stream:
-            self._frame(b"event: %b\ndata: %b" % (type.encode(), encode({"type": type, **fields})[:-1]), b"")
-
-    def _frame(self, start: bytes, fields: bytes) -> None:
-        if self.stream:
-            self._frames.append(b'%b%b,"sequence_number":%d}\n\n' % (start, fields, self._num_events))
-            self._num_events += 1
-
-    def _sent(self) -> bytes:
-        frames, self._frames = self._frames, []
-        return b"".join(frames)
+        writer.event("error", code=fields.code or code, message=fields.message, param=fields.param, error=fields)
+        return writer.sent()
 
     def _usage(self) -> ResponseUsage:
         tally = self._tally
@@ -444,7 +339,7 @@ class ResponsesExchange:
             tally.prompt_tokens,
             InputTokensDetails(tally.cached_tokens),
             tally.completion_tokens,
-            OutputTokensDetails(),
+            OutputTokensDetails(tally.reasoning_tokens),
             tally.prompt_tokens + tally.completion_tokens,
         )
 
@@ -475,7 +370,7 @@ def _reply(request: ResponsesRequest, params: SamplingParams, reply_id: str, cre
     )
 
 
-def _tools(request: ResponsesRequest, served: Served) -> Tools | None:
+def _tools(request: ResponsesRequest, shape: StructuredOutputsParams | None) -> Tools | None:
     choice = request.tool_choice
     mode: ChoiceMode | None = None
     named, allowed = None, None
@@ -490,7 +385,7 @@ def _tools(request: ResponsesRequest, served: Served) -> Tools | None:
         FunctionSpec(tool.name, tool.description, tool.parameters, tool.strict) for tool in request.tools or ()
     ]
     parallel = request.parallel_tool_calls
-    return chosen_tools(functions, served.tools, mode=mode, named=named, allowed=allowed, parallel=parallel)
+    return chosen_tools(functions, mode=mode, named=named, allowed=allowed, parallel=parallel, shape=shape)
 
 
 def _shape(text: TextConfig | None) -> StructuredOutputsParams | None:

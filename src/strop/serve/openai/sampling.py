@@ -157,11 +157,6 @@ def sampling_params(
     )
 
 
-def includes_usage(request: Sampling) -> bool:
-    """Whether a stream is to end with the usage."""
-    return request.stream_options is not None and request.stream_options.include_usage is True
-
-
 def shape_of_format(
     format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
 ) -> StructuredOutputsParams | None:
@@ -204,4 +199,7 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ReasoningEffort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+    honoured("where the chat template has such a variable, and none where it has enable_thinking; else refused"),
+]

@@ -86,7 +86,7 @@ def parse_tokenize(body: bytes, served: Served) -> Tokenize:
         return Tokenize(request.prompt, {}, request.add_special_tokens is not False, served, with_texts)
     template = template_variables(request.chat_template_kwargs)
     template["add_generation_prompt"] = request.add_generation_prompt is not False
-    tools = chosen_tools([tool.function for tool in request.tools or ()], served.tools)
+    tools = chosen_tools([tool.function for tool in request.tools or ()])
     messages, variables = told(template_messages(request.messages or [], served.chat_template), tools, served.tools)
     return Tokenize(messages, template | variables, False, served, with_texts)
 

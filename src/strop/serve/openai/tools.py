@@ -8,11 +8,15 @@ from msgspec import Meta, Struct
 from strop.core.errors import RequestError
 from strop.core.request import SamplingParams, StructuredOutputsParams
 from strop.serve.openai.errors import ApiError
+from strop.serve.openai.exchange import Asked
 from strop.serve.openai.fields import honoured, shown
 from strop.serve.tool_calls import Tools, ToolSupport
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
 ChoiceMode = Literal["none", "auto", "required"]
+Strict = Annotated[
+    bool | None, honoured("arguments follow the schema also where the model may choose to call; forced ones always do")
+]
 
 
 class FunctionSpec(Struct, forbid_unknown_fields=True):
@@ -21,7 +25,7 @@ class FunctionSpec(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, honoured("JSON schema of its arguments", cap="schema_bytes")] = None
-    strict: Annotated[bool | None, honoured("calls that are forced follow the schema in any case")] = None
+    strict: Strict = None
 
 
 class ChatTool(Struct, forbid_unknown_fields=True):
@@ -65,12 +69,12 @@ class ChatAllowedToolChoice(Struct, tag="allowed_tools", tag_field="type", forbi
 
 def chosen_tools(
     functions: list[FunctionSpec],
-    support: ToolSupport | None,
     *,
     mode: ChoiceMode | None = None,
     named: str | None = None,
     allowed: list[str] | None = None,
     parallel: bool | None = None,
+    shape: StructuredOutputsParams | None = None,
 ) -> Tools | None:
     """What the fields tools, tool_choice and parallel_tool_calls come to; None where nothing can be called.
 
@@ -78,8 +82,9 @@ def chosen_tools(
         mode: None says auto where there are tools.
         named: the one function to call.
         allowed: those that may be called, if not all.
+        shape: of an answer that calls nothing.
 
-    ApiError for a choice that the tools do not offer, and where the model's calls could not be read.
+    ApiError for a choice that the tools do not offer.
     """
     by_name = {function.name: function for function in functions}
     if len(by_name) < len(functions):
@@ -93,8 +98,6 @@ def chosen_tools(
         return None
     if mode == "none":
         return None
-    if support is None:
-        raise ApiError("this server was started without tool calls: leave tools out", param="tools")
     usable = by_name if allowed is None else {name: by_name[name] for name in allowed}
     try:
         return Tools(
@@ -102,42 +105,38 @@ def chosen_tools(
             "required" if mode == "required" or named is not None else "auto",
             named,
             parallel is not False,
+            shape,
         )
     except RequestError as error:
         raise ApiError(str(error), param="tools") from None
 
 
-def forced_or(
-    shape: StructuredOutputsParams | None, tools: Tools | None, support: ToolSupport | None, param: str
-) -> StructuredOutputsParams | None:
-    """The shape of an answer: that of calls, else `shape`, which the field `param` asked for. ApiError if the model may
-    choose between the two."""
-    if tools is None or support is None:
-        return shape
-    if shape is not None and tools.choice == "auto":
-        raise ApiError(
-            f"{param} and tools exclude each other while the model may choose to call: set tool_choice to none or"
-            " required",
-            param=param,
-        )
-    return support.grammar(tools)
-
-
 def told(
-    messages: list[dict[str, Any]], tools: Tools | None, support: ToolSupport | None
+    messages: list[dict[str, Any]], tools: Tools | None, support: ToolSupport
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The messages, and the template's variables, that tell the model of its tools."""
-    if support is None:
-        return messages, {}
     listed = support.template_tools(tools)
     return support.messages(messages, tools), {} if listed is None else {"tools": listed}
 
 
-def with_call_tokens(params: SamplingParams, tools: Tools | None, support: ToolSupport | None) -> SamplingParams:
-    """`params` under which the text of an answer keeps the control tokens that calls are found by."""
-    if tools is None or support is None or not support.form.special_tokens:
-        return params
-    return replace(params, skip_special_tokens=False)
+def asked_with_tools(
+    messages: list[dict[str, Any]],
+    template: dict[str, Any],
+    params: SamplingParams,
+    tools: Tools | None,
+    support: ToolSupport,
+) -> Asked:
+    """What to ask the engine for an answer of which calls may be a part. ApiError if they could not be told from the
+    shape that it is to have."""
+    messages, variables = told(messages, tools, support)
+    if tools is not None:
+        try:
+            params = replace(params, structured_outputs=support.grammar(tools))
+        except RequestError as error:
+            raise ApiError(str(error), param="tools") from None
+        if support.form.special_tokens:  # the answer's text keeps the control tokens that calls are found by
+            params = replace(params, skip_special_tokens=False)
+    return Asked(messages, template | variables, params)
 
 
 def _listed(function: FunctionSpec) -> dict[str, Any]:

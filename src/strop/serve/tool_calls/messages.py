@@ -45,7 +45,7 @@ def _arguments(call: Message) -> Any:
     if not isinstance(arguments, str):
         return arguments
     try:
-        return msgspec.json.decode(arguments)
+        return msgspec.json.decode(arguments) if arguments.strip() else {}
     except (msgspec.DecodeError, RecursionError):
         return arguments
 
@@ -123,10 +123,11 @@ def _joined(contents: Sequence[Any]) -> Any:
 
 def _lesson(tools: Tools) -> str:
     listed = "\n".join(json.dumps(function.definition, ensure_ascii=False) for function in tools.functions)
+    otherwise = "in plain text" if tools.shape is None else "without one"
     when = (
         "Answer with a call."
         if tools.choice == "required"
-        else "Call a function where it helps; otherwise answer in plain text."
+        else f"Call a function where it helps; otherwise answer {otherwise}."
     )
     how_many = "You may write several calls, one after the other." if tools.parallel else "Write one call at most."
     return (

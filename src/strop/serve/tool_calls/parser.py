@@ -43,20 +43,34 @@ class ToolCallParser:
       string that holds one; null, "" or none at all count as `{}`); from there on they flow as they come.
     - Text that turns out not to be a call comes out as the text it is: other names, broken JSON, what the end cuts off
       before a call begins to come out. Of a call that breaks later the rest is text, and its arguments stay cut.
+    - What the end cuts off of a call that has begun to come out does not come out at all.
     - White space around calls is no text; only what follows a call stays, between text and text.
     - With `parallel=False` nothing comes out after the first call.
+    - With `only_calls` there is no text: what the end cuts off is part of a call.
+    - With `calls_or_text` an answer that begins as text stays text, and a call's first member is its name.
     - What `<think>` and `</think>` enclose at the start of an answer is text.
 
     Time is linear in the text, and no more than MAX_HELD_CHARACTERS are held back.
     """
 
-    def __init__(self, form: ToolFormat, names: Collection[str], parallel: bool = True) -> None:
+    def __init__(
+        self,
+        form: ToolFormat,
+        names: Collection[str],
+        parallel: bool = True,
+        *,
+        only_calls: bool = False,
+        calls_or_text: bool = False,
+    ) -> None:
         self.num_calls = 0
         """Calls whose arguments are complete."""
         self._form = form.form
         self._names = frozenset(names)
         self._name_starts = frozenset(name[:end] for name in self._names for end in range(1, len(name) + 1))
         self._parallel = parallel
+        self._only_calls = only_calls
+        self._calls_or_text = calls_or_text
+        self._is_cut = False
         self._character = ""
         """The one to be read, "" at the end of the text."""
         self._held: list[str] = []
@@ -64,6 +78,8 @@ class ToolCallParser:
         self._space: list[str] = []
         """White space that comes out if text follows."""
         self._said = False
+        self._call: _Call | None = None
+        """The one that is being read."""
         self._num_begun = 0
         self._place: Literal["text", "line", "call"] = "line" if self._form == "llama3" else "text"
         """In text only a marker begins a call; at the start of a line an object may; after a call, separators too."""
@@ -74,13 +90,14 @@ class ToolCallParser:
     def _finished(self) -> bool:
         return self.num_calls > 0 and not self._parallel
 
-    def push(self, text: str, ended: bool = False) -> list["str | ToolDelta"]:
-        """What `text` makes certain, in order. `ended` with the last text, for what was held back."""
+    def push(self, text: str, ended: bool = False, *, cut: bool = False) -> list["str | ToolDelta"]:
+        """What `text` makes certain, in order. `ended` with the last text, for what was held back; `cut` if it was not
+        the model that ended it: then the beginning of a call is no text."""
         for character in text:
             self._character = character
             next(self._steps)
         if ended:
-            self._character = ""
+            self._character, self._is_cut = "", cut
             next(self._steps, None)
         pieces, self._pieces = self._pieces, []
         return ["".join(texts) if call is None else call.fragment("".join(texts)) for call, texts in pieces]
@@ -90,14 +107,29 @@ class ToolCallParser:
             try:
                 yield from self._read_part()
             except NotJsonError:
-                self._say("".join(self._held))
+                if not self._ends_in_call():
+                    self._say("".join(self._held))
                 self._held.clear()
+                self._call = None
         if not self._num_begun:
             self._come_out(None, "".join(self._space))
+
+    def _ends_in_call(self) -> bool:
+        """Whether what is held belongs to a call that the end of the text cut off."""
+        if self._character:
+            return False
+        call = self._call
+        if self._only_calls or (call is not None and call.index < self._num_begun):
+            return True
+        in_mark = self._place == "call" and CLOSING.startswith("".join(self._held))
+        return self._is_cut and (in_mark or (call is not None and (call.is_marked or bool(call.name))))
 
     def _read_part(self) -> _Steps:
         character = self._character
         if self._finished:
+            yield
+        elif self._calls_or_text and self._said:
+            self._say(character)
             yield
         elif character in SPACE:
             self._space.append(character)
@@ -109,10 +141,10 @@ class ToolCallParser:
         elif character == "<":
             yield from self._read_marked()
         elif self._place != "text" and character in ("{", "["):
-            yield from self._read_unmarked()
+            yield from self._read_calls(is_marked=self._place == "call")
         elif self._place == "call" and character in (",", ";"):
             yield from self._skip(character)
-            yield from self._read_unmarked()
+            yield from self._read_calls(is_marked=True)
         elif self._place == "call" and character in ("}", "]"):
             yield
         else:
@@ -135,8 +167,7 @@ class ToolCallParser:
             self._space.clear()
             self._place = "text"
         elif marker in (OPENING, "<|python_tag|>"):
-            yield from self._skip()
-            yield from self._read_unmarked()
+            yield from self._read_calls(is_marked=True)
         else:
             raise NotJsonError
 
@@ -151,11 +182,14 @@ class ToolCallParser:
         if self._form == "llama3":
             self._place = "line"
 
-    def _read_unmarked(self) -> _Steps:
-        """A call, the first of a list or alone."""
+    def _read_calls(self, is_marked: bool) -> _Steps:
+        """A call, the first of a list or alone. `is_marked` if what came before says that it is one."""
+        self._call = call = _Call(self._num_begun, is_marked)
+        yield from self._skip()
         if self._character == "[":
             yield from self._skip("[")
-        yield from self._read_call(_Call(self._num_begun))
+        yield from self._read_call(call)
+        self._call = None
 
     def _read_call(self, call: "_Call") -> _Steps:
         """An object with a name and arguments in any order; other members are passed over."""
@@ -168,6 +202,8 @@ class ToolCallParser:
             yield from self._skip()
             yield from self._skip(":")
             name = "".join(key)[1:-1]
+            if self._calls_or_text and name != "name" and not call.name:
+                raise NotJsonError
             if name == "name" and not call.name:
                 call.name = yield from self._read_name()
                 self._give_arguments(call)
@@ -308,6 +344,7 @@ class _Call:
     """A call on its way."""
 
     index: int
+    is_marked: bool
     name: str = ""
     waiting: list[str] = field(default_factory=list)
     """Arguments that came before the name."""

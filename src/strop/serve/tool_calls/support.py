@@ -27,9 +27,15 @@ class ToolSupport:
         return tool_template_messages(messages, tools, self.form)
 
     def grammar(self, tools: Tools) -> StructuredOutputsParams | None:
-        """What the answer must look like; None where it is free."""
+        """What the answer must look like; None where it is free. RequestError for what cannot be enforced."""
         return tool_grammar(tools, self.form)
 
     def parser(self, tools: Tools) -> ToolCallParser:
         """For one choice's text."""
-        return ToolCallParser(self.form, [function.name for function in tools.functions], tools.parallel)
+        return ToolCallParser(
+            self.form,
+            [function.name for function in tools.functions],
+            tools.parallel,
+            only_calls=tools.choice == "required",
+            calls_or_text=tools.shape is not None,
+        )

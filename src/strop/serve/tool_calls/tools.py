@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from strop.core.errors import RequestError
+from strop.core.request import StructuredOutputsParams
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -22,8 +23,6 @@ class Function:
     """Whether arguments must fit the schema even where the model is free to call or not."""
     definition: dict[str, Any]
     """For chat templates: {"type": "function", "function": {"name", "description", "parameters", ...}}."""
-    pointer: str
-    """Where the schema is in the request, such as `tools[2].function.parameters`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,8 @@ class Tools:
     """The only one it may call, and must, once."""
     parallel: bool = True
     """Whether it may call several."""
+    shape: StructuredOutputsParams | None = None
+    """Of an answer that calls nothing, where it may choose: then an answer is calls or that, never both."""
     functions: tuple[Function, ...] = field(init=False)
     """Those it may call."""
 
@@ -57,6 +58,8 @@ class Tools:
             read = {self.named: read[self.named]}
             object.__setattr__(self, "choice", "required")
             object.__setattr__(self, "parallel", False)
+        if self.choice == "required":
+            object.__setattr__(self, "shape", None)
         object.__setattr__(self, "functions", tuple(read.values()))
 
 
@@ -91,7 +94,6 @@ def _read_function(given: Any, path: str) -> Function:
         {**parameters, "type": "object"},
         bool(strict),
         {"type": "function", "function": shown},
-        f"{path}.parameters",
     )
 
 

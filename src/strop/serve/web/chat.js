@@ -5,7 +5,7 @@ import { chatChunks } from "./server.js";
 
 const TURNS = "strop.turns";
 
-// A turn is {role, content} and, for an answer, {note, error}: plain data, kept while the tab lives.
+// A turn is {role, content} and, for an answer, {thoughts, note, error}: plain data, kept while the tab lives.
 export class Chat {
   // say(text): to those who do not see the page; onError(error): of each failure; onChange(): an answer began or ended;
   // write(text): the cursor goes where messages are written, and this text, if any, comes before it.
@@ -67,10 +67,12 @@ export class Chat {
         usage = chunk.usage ?? usage;
         const choice = chunk.choices[0];
         finish = choice?.finish_reason ?? finish;
-        if (!choice?.delta.content) continue;
+        const { content, reasoning_content: thoughts } = choice?.delta ?? {};
+        if (!content && !thoughts) continue;
         times.last = performance.now();
         times.first ||= times.last;
-        turn.content += choice.delta.content;
+        turn.content += content ?? "";
+        if (thoughts) turn.thoughts = (turn.thoughts ?? "") + thoughts;
         this.redraw(view);
       }
       turn.note = note(usage, finish, times);
@@ -176,6 +178,8 @@ class Question {
 class Answer {
   constructor(turn) {
     this.turn = turn;
+    this.thought = element("p", "");
+    this.thoughts = element("details", "thoughts", element("summary", "", "Thoughts"), this.thought);
     this.text = element("div", "text");
     this.error = element("p", "error");
     this.note = element("span", "note");
@@ -185,11 +189,17 @@ class Answer {
       setTimeout(() => (this.copy.textContent = "Copy"), 1500);
     });
     this.bar = bar(this.note, element("span", "", this.copy, this.again));
-    this.element = element("article", "answer", element("h2", "unseen", "Answer"), this.text, this.error, this.bar);
+    const title = element("h2", "unseen", "Answer");
+    this.element = element("article", "answer", title, this.thoughts, this.text, this.error, this.bar);
   }
 
   draw() {
     showMarkdown(this.text, this.turn.content);
+    this.thoughts.hidden = !this.turn.thoughts;
+    this.thought.textContent = this.turn.thoughts ?? "";
+    const hasText = this.turn.content !== "";
+    if (hasText !== this.hadText) this.thoughts.open = !hasText; // later, as the reader likes
+    this.hadText = hasText;
     this.error.textContent = this.turn.error ?? "";
     this.note.textContent = this.turn.note ?? "";
     this.copy.hidden = !this.turn.content;
