@@ -34,7 +34,7 @@ def read_engine_settings(path: Path) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in defaults or type(value) is not type(defaults[name]):
             raise FormatError(
-                f"{path.name}: the engine's setting {name!r:.40}={value!r:.40} is not one of this Strop's: make the plan "
-                "again"
+                f"{path.name}: the engine's setting {name!r:.40}={value!r:.40} is not one of this Strop's: make the "
+                "plan again"
             )
     return settings

@@ -47,15 +47,20 @@ class Candidate:
 
     @property
     def ttft_s(self) -> float:
-        """From when its turn comes: a step of the others' answers goes before each pass of its prompt.
-
-        Prompts that share a pass wait for each other to come, on average half as long as all of them take.
-        """
+        """From when its turn comes: a step of the others' answers goes before each pass of its prompt."""
         waits = self.decode.seconds if self.batch > self.prompt_pass.batch else 0.0
-        others_s = 0.0
-        if self.traffic.rate_per_s is not None:
-            others_s = (self.prompt_pass.batch - 1) / 2 * self.copies / self.traffic.rate_per_s
-        return others_s + self.passes_per_prompt * (self.prompt.seconds + waits)
+        return self._gathering_s + self.passes_per_prompt * (self.prompt.seconds + waits)
+
+    @property
+    def _gathering_s(self) -> float:
+        """At a rate, prompts that share a pass wait for each other, and for the answers at hand if all end together."""
+        if self.traffic.rate_per_s is None:
+            return 0.0
+        rate_per_s = self.traffic.rate_per_s / self.copies
+        gathering_s = (self.prompt_pass.batch - 1) / 2 / rate_per_s
+        load = min(1.0, rate_per_s / self.requests_per_s)
+        ends_together = self.batch == self.prompt_pass.batch
+        return max(gathering_s, load * self.round_s / 2 if ends_together else 0.0)
 
     @property
     def itl_s(self) -> float:
@@ -98,7 +103,11 @@ class Candidate:
     @property
     def cost_per_request(self) -> float | None:
         """In the price's currency."""
-        return None if self.price_per_device_hour is None else self.device_s_per_request * self.price_per_device_hour / 3600
+        return (
+            None
+            if self.price_per_device_hour is None
+            else self.device_s_per_request * self.price_per_device_hour / 3600
+        )
 
     @property
     def mfu(self) -> float:
@@ -109,7 +118,9 @@ class Candidate:
     @property
     def mbu(self) -> float:
         """Of a decode step: weights and cache once, over what memories could read in its time."""
-        step_bytes = self.model.weight_bytes + self.cache_bytes_per_token * self.sequences_per_device * self.mean_context_len
+        step_bytes = (
+            self.model.weight_bytes + self.cache_bytes_per_token * self.sequences_per_device * self.mean_context_len
+        )
         return step_bytes / (self.decode.seconds * self.model.device.memory_bytes_per_s)
 
     # --- memory, of each device

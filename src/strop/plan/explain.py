@@ -47,7 +47,9 @@ def explain(chosen: Candidate) -> list[Card]:
     what = f"{whole} of {prompt.new_tokens}" if chosen.passes_per_prompt == 1 else f"{prompt.new_tokens} of a prompt's"
     return [
         _card(f"prompt: {what} tokens", chosen, prompt, chosen.prompt),
-        _card(f"decode: a token for each of {batch}{seen}", chosen, Pass(batch, 1, chosen.mean_context_len), chosen.decode),
+        _card(
+            f"decode: a token for each of {batch}{seen}", chosen, Pass(batch, 1, chosen.mean_context_len), chosen.decode
+        ),
     ]
 
 
@@ -59,8 +61,18 @@ def _card(title: str, chosen: Candidate, step: Pass, time: PassTime) -> Card:
         seconds = count * term.seconds.total
         if not (seconds or term.flops or term.sent_bytes):
             continue
-        work = (count * amount for amount in (term.flops, term.num_bytes, term.sent_bytes))
-        rows.append(CardRow(term.name, count, *work, seconds, seconds / time.seconds, _binds(term, chosen)))
+        rows.append(
+            CardRow(
+                name=term.name,
+                count=count,
+                flops=count * term.flops,
+                memory_bytes=count * term.num_bytes,
+                sent_bytes=count * term.sent_bytes,
+                seconds=seconds,
+                share=seconds / time.seconds,
+                binds=_binds(term, chosen),
+            )
+        )
     placed = f"{time.placed.layout}, attention over {time.placed.sharding}" if model.num_devices > 1 else "one device"
     return Card(f"{title} ({placed})", time.seconds, tuple(rows), model.parts(step, time))
 

@@ -153,9 +153,7 @@ def layer_latency(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, 
     return total_of(layer_terms(model_dim, layer, step, placed, coefficients))
 
 
-def layer_terms(
-    model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients
-) -> list[Term]:
+def layer_terms(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> list[Term]:
     """What one layer does.
 
     Raises:

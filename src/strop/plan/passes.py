@@ -137,7 +137,10 @@ class Partitioned:
             for term in layer_terms(spec.model_dim, layer, step, placed, self.coefficients)
         ]
         head = head_terms(spec, step, placed, self.coefficients, rows=step.batch)
-        return [*found, *((term._replace(name=term.name if term.name == "head" else f"head: {term.name}"), 1) for term in head)]
+        return [
+            *found,
+            *((term._replace(name=term.name if term.name == "head" else f"head: {term.name}"), 1) for term in head),
+        ]
 
     def parts(self, step: Pass, time: PassTime) -> dict[str, float]:
         """Seconds of a pass by what they wait for; where two things overlap, all of it is the longer one's."""

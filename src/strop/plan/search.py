@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from strop.core.config import GIB
 from strop.core.errors import CapacityError, RequestError
 from strop.machine.catalog import Machines
 from strop.models.spec import ModelSpec
@@ -28,8 +29,8 @@ class Wish:
     spec: ModelSpec
     machines: Machines
     traffic: Traffic
-    objective: Objective = Objective()
-    coefficients: Coefficients = Coefficients()
+    objective: Objective = field(default_factory=Objective)
+    coefficients: Coefficients = field(default_factory=Coefficients)
     mesh: MeshShape | None = None
     """None: any."""
     weight_dtypes: tuple[str, ...] = WEIGHT_DTYPES
@@ -78,8 +79,8 @@ def search(wish: Wish) -> Plan:
         most = max(in_bounds, key=lambda one: one.requests_per_s / one.num_devices)
         capacity = MOST_LOAD * most.requests_per_s * (wish.machines.num_devices // most.num_devices)
         raise RequestError(
-            f"traffic rate={wish.traffic.rate_per_s:g}: {wish.machines.num_devices} of {wish.machines.device.name} take "
-            f"at most {capacity:.3g} requests/s at {MOST_LOAD:.0%} load"
+            f"traffic rate={wish.traffic.rate_per_s:g}: {wish.machines.num_devices} of {wish.machines.device.name} "
+            f"take at most {capacity:.3g} requests/s at {MOST_LOAD:.0%} load"
             f"{' within the bounds' if wish.objective.bounds_s else ''} ({describe(most)}; {most.binds} binds): lower "
             "the rate, allow more latency, or give more devices"
         )
@@ -195,10 +196,11 @@ def _too_large(wish: Wish) -> CapacityError:
     model = Partitioned(network, device, wish.mesh or meshes(device, used)[0], ("ws1d",), dtype, wish.coefficients)
     limit = USABLE_MEMORY * device.memory_bytes
     needed = math.ceil(model.weight_bytes * used / limit) + 1
+    weights, held = (f"{num_bytes / GIB:,.1f} GiB" for num_bytes in (model.weight_bytes * used, used * limit))
+    sequence = f"{model.cache_bytes_per_token['batch'] * traffic.context_len / GIB:.2f} GiB"
     return CapacityError(
-        f"the model does not fit: its {dtype} weights take {model.weight_bytes * used / 1e9:.1f} GB, a sequence of "
-        f"{traffic.context_len:,} tokens {model.cache_bytes_per_token['batch'] * traffic.context_len / 1e9:.2f} GB more, "
-        f"and {used} of {device.name} hold {used * limit / 1e9:.1f} GB ({USABLE_MEMORY:.0%} of their memory): give about "
+        f"the model does not fit: its {dtype} weights take {weights}, a sequence of {traffic.context_len:,} tokens "
+        f"{sequence} more, and {used} of {device.name} hold {held} ({USABLE_MEMORY:.0%} of their memory): give about "
         f"{needed} devices or larger ones, int8 weights, or shorter requests"
     )
 

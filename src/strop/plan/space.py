@@ -23,7 +23,7 @@ def divisors(number: int) -> list[int]:
 
 
 def meshes(device: Device, num_devices: int) -> list[MeshShape]:
-    """The shapes that so many devices can have: of a torus the most cubic slice turned any way, else all of two axes."""
+    """Shapes of so many devices: of a torus the most cubic slice, turned any way; else all of two axes."""
     axes = device.num_torus_axes if device.topology == "torus" else 2
     shapes = list(_shapes(num_devices, axes))
     if device.topology == "torus":
@@ -65,7 +65,9 @@ def parse_mesh(text: str, machines: Machines) -> MeshShape:
             that there are.
     """
     sizes = text.split("x")
-    if not (len(sizes) <= len(AXES) and all(size.isascii() and size.isdecimal() and 0 < len(size) < 7 for size in sizes)):
+    if not (
+        len(sizes) <= len(AXES) and all(size.isascii() and size.isdecimal() and 0 < len(size) < 7 for size in sizes)
+    ):
         raise RequestError(f"mesh {text!r:.40} is not a shape: give one to three numbers of devices, such as 8 or 2x4")
     mesh, device = MeshShape(*map(int, sizes)), machines.device
     if not mesh.size() or machines.num_devices % mesh.size():

@@ -38,14 +38,13 @@ def parse_traffic(text: str) -> Traffic:
         if name not in ("in", "out", "rate") or name in given:
             problem = "is given twice" if name in given else "is unknown"
             raise RequestError(
-                f"traffic {part!r:.80} {problem}: give in=TOKENS, out=TOKENS and rate=REQUESTS_PER_SECOND, or a CSV file"
+                f"traffic {part!r:.80} {problem}: give in=TOKENS, out=TOKENS, rate=REQUESTS_PER_SECOND, or a CSV file"
             )
         given[name] = value
-    lengths = [
-        _tokens(name, given[name]) if name in given else default
-        for name, default in (("in", DEFAULT_INPUT_TOKENS), ("out", DEFAULT_OUTPUT_TOKENS))
-    ]
-    return Traffic(*lengths, _rate(given["rate"]) if "rate" in given else None, sum(lengths))
+    input_tokens = _tokens("in", given.get("in", str(DEFAULT_INPUT_TOKENS)))
+    output_tokens = _tokens("out", given.get("out", str(DEFAULT_OUTPUT_TOKENS)))
+    rate_per_s = _rate(given["rate"]) if "rate" in given else None
+    return Traffic(input_tokens, output_tokens, rate_per_s, input_tokens + output_tokens)
 
 
 def _tokens(name: str, text: str) -> int:

@@ -21,6 +21,8 @@ class Series:
     points: list[tuple[float, float]]
     colour: int = 0
     is_dashed: bool = False
+    labels: tuple[str, ...] = ()
+    """Of the points, one each, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,10 @@ def render_svg(plot: Plot) -> str:
     y_axis = _axis([y for _, y in points], False, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_grid(x_axis, y_axis), *_labels(plot)]
     for one, some in lines:
-        parts += _line(one, [(x_axis.place(x), y_axis.place(y)) for x, y in some], plot.has_marks)
+        places = [(x_axis.place(x), y_axis.place(y)) for x, y in some]
+        parts += _line(one, places, plot.has_marks)
+        if len(one.labels) == len(places):
+            parts += map(_point_label, places, one.labels)
     keys = "".join(
         f'<li><svg viewBox="0 0 24 8" class="key" aria-hidden="true">{"".join(_line(one, [(0, 4), (24, 4)], False))}'
         f"</svg>{escape(one.name)}</li>"
@@ -126,3 +131,9 @@ def _line(series: Series, places: list[tuple[float, float]], has_marks: bool) ->
     if has_marks:
         parts += [f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
     return parts
+
+
+def _point_label(place: tuple[float, float], label: str) -> str:
+    x, y = place
+    anchor, shift = ("end", -5) if x > (_LEFT + _WIDTH) / 2 else ("start", 5)
+    return f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
