@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from strop.plan.latency import Pass, Placed
-from strop.plan.memory import ITEM_BYTES
+from strop.plan.latency import ACTIVATION_BYTES, LOGIT_BYTES, Pass, Placed
 from strop.plan.objective import Latency
 from strop.plan.passes import Partitioned, PassTime
 from strop.plan.traffic import Traffic
-from strop.plan.volumes import GATHERED
 
 MOST_LOAD = 0.8
 """Share of its capacity that a copy is given: requests do not come evenly, and queues grow without end at 1."""
@@ -64,13 +62,19 @@ class Candidate:
 
     @property
     def itl_s(self) -> float:
-        """Mean time between tokens, with the prompts of others between."""
-        return self.round_s / self.traffic.output_tokens if self.batch > self.prompt_pass.batch else self.decode.seconds
+        """Mean time between tokens, with the prompts of the others between that do not share its own's pass."""
+        return self.decode.seconds + self.passes_per_step * self.prompt.seconds
+
+    @property
+    def passes_per_step(self) -> float:
+        """Mean number of passes of others' prompts from one token to the next."""
+        num_passes = (self.batch / self.prompt_pass.batch - 1) * self.passes_per_prompt
+        return num_passes / self.traffic.output_tokens
 
     @property
     def max_itl_s(self) -> float:
-        """Longest time between tokens: a step and a pass of others' prompts."""
-        return self.decode.seconds + (self.prompt.seconds if self.batch > self.prompt_pass.batch else 0.0)
+        """Longest time between tokens: a step and a pass of others' prompts, or as many as the mean needs."""
+        return self.decode.seconds + math.ceil(self.passes_per_step) * self.prompt.seconds
 
     @property
     def e2e_s(self) -> float:
@@ -154,16 +158,13 @@ class Candidate:
 
     @property
     def activation_bytes(self) -> float:
-        """Of the largest pass: rows, what products make of them, logits in float32, gathered weights of a layer."""
-        network, model = self.model.network, self.model
-        dim, rows = network.spec.model_dim, max(self.prompt_pass.tokens, self.batch)
-        gathered = 0.0
-        if self.prompt.placed is not None:
-            shares = model.mesh.size(GATHERED[self.prompt.placed.layout])
-            if shares > 1:
-                gathered = ITEM_BYTES[model.weight_dtype] * network.widest * dim * shares
-        total = 2 * rows * (2 * dim + network.widest) + 4 * self.batch * network.spec.vocab_size + gathered
-        return total / self.num_devices
+        """Of the largest pass: rows, what a product makes of them, logits in float32.
+
+        Gathered weights are used block by block as they come, and hardly count.
+        """
+        network, rows = self.model.network, max(self.prompt_pass.tokens, self.batch)
+        row_bytes = ACTIVATION_BYTES * (2 * network.spec.model_dim + network.widest)
+        return (rows * row_bytes + LOGIT_BYTES * self.batch * network.spec.vocab_size) / self.num_devices
 
     @property
     def memory_bytes(self) -> float:

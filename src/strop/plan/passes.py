@@ -63,10 +63,10 @@ class Network:
         self.num_stored = num_parameters(self.spec)
         self.num_heads = max(layer.attention.num_heads for layer, _ in self.layers)
         self.widest = max(
-            layer.attention.num_heads * layer.attention.head_dim + (3 if layer.mlp.gated else 2) * layer.mlp.ffn_dim
+            layer.attention.num_heads * layer.attention.head_dim + (2 if layer.mlp.gated else 1) * layer.mlp.ffn_dim
             for layer, _ in self.layers
         )
-        """Numbers that the products of a layer make of a row."""
+        """Numbers that a layer's first product makes of a row."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class Wish:
     weight_dtypes: tuple[str, ...] = WEIGHT_DTYPES
     price_per_device_hour: float | None = None
 
+    @property
+    def takes_whole_batches(self) -> bool:
+        """Whether all requests may begin and end together, as offline; with arrivals or bounds they come one by one."""
+        return self.traffic.rate_per_s is None and not self.objective.bounds_s
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -122,11 +127,14 @@ def _of_model(model: Partitioned, wish: Wish) -> Iterator[Candidate]:
             if step.batch > batch:
                 continue
             made = Candidate(model, traffic, batch, step, count, time, decode, 1, wish.price_per_device_hour)
-            if made.fits:
+            if made.fits and (wish.takes_whole_batches or _flows(made)):
                 found.append(_copied(made, wish))
-        if not found:
-            return
         yield from found
+
+
+def _flows(one: Candidate) -> bool:
+    """Whether requests can come and go one by one: with a pass of prompts per step at most, as an engine's steps go."""
+    return (one.batch > one.prompt_pass.batch or one.batch == 1) and one.passes_per_step <= 1
 
 
 def _copied(one: Candidate, wish: Wish) -> Candidate:
@@ -179,7 +187,7 @@ def _out_of_bounds(candidates: Sequence[Candidate], wish: Wish) -> RequestError:
                 f"{best.prompt_binds if name == 'ttft' else best.binds} binds)"
             )
     nearest = min(candidates, key=lambda one: _excess(one, wish.objective))
-    reached = ", ".join(f"{name}={milliseconds(nearest.latency_s(name))}" for name in bounds_s)
+    reached = ",".join(f"{name}={milliseconds(_rounded_up(nearest.latency_s(name)))}" for name in bounds_s)
     return RequestError(
         f"objective: no configuration keeps {', '.join(f'{name}={milliseconds(s)}' for name, s in bounds_s.items())}: "
         + "".join(f"{text}; " for text in alone)
@@ -210,6 +218,12 @@ def describe(one: Candidate) -> str:
     mesh = "x".join(map(str, one.model.mesh))
     devices = f"{one.num_devices} devices {mesh}" if one.num_devices > 1 else "1 device"
     return f"{devices}, {one.model.weight_dtype}, batch {one.batch}"
+
+
+def _rounded_up(seconds: float) -> float:
+    """To three digits, so that it is a bound which can be kept."""
+    unit = 10.0 ** (math.floor(math.log10(seconds)) - 2)
+    return math.ceil(seconds / unit) * unit
 
 
 def milliseconds(seconds: float) -> str:
