@@ -166,6 +166,7 @@ def test_json_is_strict_and_prices_follow() -> None:
         ([], "give either a model"),
         (["palm-8b"], "--hardware is missing"),
         (["palm-8b", "--validate"], "give either a model"),
+        (["--calibrate", "--validate"], "give either a model"),
         (["palm-8b", "--hardware", "h20"], "near it are h200"),
         (["palm-8b", "--hardware", "h200x8", "--mesh", "3"], "do not divide"),
         (["palm-8b", "--hardware", "h200", "--html", "/none/at/all"], "cannot be written"),

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots of latency and cost.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the choice, for --plan of serve and run.")
 @click.option("--validate", is_flag=True, help="Replay Pope et al. 2022: each table and figure against the model.")
+@click.option(
+    "--calibrate", is_flag=True, help="Measure this machine's kernels, for less than a minute, and keep that."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-def command(model: str | None, validate: bool, as_json: bool, **asked: Any) -> None:
+def command(model: str | None, validate: bool, calibrate: bool, as_json: bool, **asked: Any) -> None:
     """Chooses how to run a model on hardware: precision, devices, layout, batch and chunks.
 
     MODEL is a published name (palm-8b, palm-62b, palm-540b, mt-nlg-530b), a GGUF file, a Hugging Face folder, an
@@ -45,14 +48,20 @@ def command(model: str | None, validate: bool, as_json: bool, **asked: Any) -> N
     With --validate it replays "Efficiently Scaling Transformer Inference": counts, communication volumes, memory and
     MFU against the paper's tables, and the latency model against its measurements of PaLM and MT-NLG on TPU v4, to a
     few of which its coefficients were fitted. Ends with exit code 1 if an error is larger than promised.
+
+    With --calibrate it measures what this machine's kernels take: products by weight format, size and rows, attention
+    by heads and rows, and what a step takes beside them. Wants an idle machine.
     """
-    if model is not None and not validate:
+    if [model is not None, validate, calibrate].count(True) != 1:
+        raise RequestError("give either a model and --hardware, or --validate, or --calibrate")
+    if model is not None:
         from strop.cli.plan_search import show_plan
 
         show_plan(model, as_json=as_json, **asked)
         return
-    if model is not None or not validate:
-        raise RequestError("give either a model and --hardware, or --validate")
+    if calibrate:
+        _calibrate(as_json)
+        return
     from strop.plan.validate import validate as replay
 
     targets = replay()
@@ -65,6 +74,36 @@ def command(model: str | None, validate: bool, as_json: bool, **asked: Any) -> N
     if missed:
         print(f"strop: larger errors than promised: {', '.join(missed)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _calibrate(as_json: bool) -> None:
+    import msgspec
+
+    from strop.formats.pack_cache import cache_directory
+    from strop.machine.profile import profile_path
+    from strop.plan.calibrate import machine_profile
+
+    profile = machine_profile(fresh=True)
+    if as_json:
+        print(msgspec.json.encode(profile).decode())
+        return
+    machine = profile.machine
+    print(f"{machine.cpu}, {machine.isa}, {machine.num_threads} threads\n")
+    header = ["products with weights in", "1 row: G weights/s", "12 rows", "64 rows", "512 rows"]
+    rows = []
+    for name, sizes in profile.linear.items():
+        large = sizes[-1]
+        rates = [large.num_weights * count / large.cold.growing(count) / 1e9 for count in (1, 12, 64, 512)]
+        rows.append([name, *(f"{rate:.1f}" for rate in rates)])
+    print_table(header, rows, right_aligned=header[1:])
+    curve = profile.read_bytes_per_s
+    reads = ", ".join(f"{x / 2**20:.0f} MiB {y / 2**30:.0f}" for x, y in zip(curve.x, curve.y, strict=True))
+    print(f"\nreading, by working set: {reads} GiB/s")
+    print(
+        f"a step beside the kernels: {1e6 * profile.step_s.at(1):.0f} us for 1 sequence,"
+        f" {1e6 * profile.step_s.at(64):.0f} for 64"
+    )
+    print(f"stored in {profile_path(cache_directory(), machine)}")
 
 
 def _row(target: "Target") -> list[str]:
