@@ -1,15 +1,17 @@
 """A plan as one HTML page that needs nothing else, with plots in the manner of Figure 1 of Pope et al. 2022."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from html import escape
 from importlib import resources
 
 from strop.bench.serve.plots import Plot, Series, render_svg
 from strop.cli.plan_text import Table, card_tables, chosen_facts, frontier_table
 from strop.plan.candidate import Candidate
-from strop.plan.search import Plan, pareto
+from strop.plan.search import Plan
 
-Figure = Callable[[Candidate], float]
+Point = tuple[float, float]
+Place = Callable[[Candidate], Point]
+Batch = Callable[[Candidate], int]
 
 
 def render_plan(plan: Plan, model: str) -> str:
@@ -25,7 +27,7 @@ def render_plan(plan: Plan, model: str) -> str:
         f"<h2>Chosen: {escape(plan.reason)}</h2><dl>{facts}</dl>",
         '<h2>Latency and cost</h2><div class="plots">',
         *map(render_svg, plots(plan)),
-        "</div><p>Points are labelled devices/batch; dashed: int8 weights.</p>",
+        "</div><p>Points are labelled devices/batch where no other is both faster and cheaper; dashed: int8 weights.</p>",
         f"<h2>Frontier</h2>{_table(frontier_table(plan))}",
         *(f"<h2>{escape(title)}</h2>{_table(table)}" for title, table in card_tables(plan)),
         "</body></html>\n",
@@ -39,74 +41,59 @@ def plots(plan: Plan) -> list[Plot]:
     if (price := plan.wish.price_per_device_hour) is not None:
         unit, factor = "cost", price / 3600
 
-    def per_million(one: Candidate) -> float:
-        return 1e6 * factor * one.device_s_per_request / one.tokens_per_request
+    def plot(title: str, x_label: str, candidates: Iterable[Candidate], place: Place, batch: Batch) -> Plot:
+        series = _curves(candidates, place, batch)
+        return Plot(
+            title, f"{x_label} (logarithmic)", f"{unit} per million tokens (logarithmic)", series, True, True, True
+        )
 
-    def decode(one: Candidate) -> float:
-        return 1e6 * factor * one.num_devices * one.decode.seconds / one.batch
+    def request(one: Candidate) -> Point:
+        return one.e2e_s, 1e6 * factor * one.device_s_per_request / one.tokens_per_request
 
-    def prompt(one: Candidate) -> float:
-        return 1e6 * factor * one.num_devices * one.prompt.seconds / one.prompt_pass.tokens
+    def decode(one: Candidate) -> Point:
+        return 1e3 * one.decode.seconds, 1e6 * factor * one.num_devices * one.decode.seconds / one.batch
 
-    whole = [one for one in plan.candidates if one.passes_per_prompt == 1]
-    frontier = Series(
-        "frontier",
-        [(one.e2e_s, per_million(one)) for one in plan.frontier],
-        7,
-        labels=tuple(f"{one.num_devices}/{one.batch}" for one in plan.frontier),
-    )
-    able = [one for one in plan.candidates if one.copies * one.num_devices <= plan.wish.machines.num_devices]
-    y_label = f"{unit} per million tokens"
+    def prompt(one: Candidate) -> Point:
+        return one.prompt.seconds, 1e6 * factor * one.num_devices * one.prompt.seconds / one.prompt_pass.tokens
+
+    candidates = plan.candidates
+    able = [one for one in candidates if one.copies * one.num_devices <= plan.wish.machines.num_devices]
+    whole = [one for one in candidates if one.passes_per_prompt == 1]
     return [
-        Plot(
-            "Requests: latency and cost",
-            "seconds from first to last token (logarithmic)",
-            y_label,
-            [*_curves(able, lambda one: one.e2e_s, per_million), frontier],
-            is_log_x=True,
-            has_marks=True,
-        ),
-        Plot(
-            "Decode",
-            "milliseconds per token (logarithmic)",
-            y_label,
-            _curves(plan.candidates, lambda one: 1e3 * one.decode.seconds, decode, lambda one: one.batch),
-            is_log_x=True,
-            has_marks=True,
-        ),
-        Plot(
-            "Prompts",
-            "seconds per pass (logarithmic)",
-            y_label,
-            _curves(whole, lambda one: one.prompt.seconds, prompt, lambda one: one.prompt_pass.batch),
-            is_log_x=True,
-            has_marks=True,
-        ),
+        plot("Requests", "seconds from first to last", able, request, lambda one: one.batch),
+        plot("Decode", "milliseconds per token", candidates, decode, lambda one: one.batch),
+        plot("Prompts", "seconds per pass", whole, prompt, lambda one: one.prompt_pass.batch),
     ]
 
 
-def _curves(
-    candidates: Iterable[Candidate], x: Figure, y: Figure, batch: Callable[[Candidate], int] | None = None
-) -> list[Series]:
-    """A line for each number of devices and precision: its own frontier, or the fastest of each batch, labelled."""
+def _curves(candidates: Iterable[Candidate], place: Place, batch: Batch) -> list[Series]:
+    """A line for each number of devices and precision, through what none of its own beats.
+
+    Points that none of all beats are labelled.
+    """
     groups: dict[tuple[int, str], list[Candidate]] = {}
     for one in candidates:
         groups.setdefault((one.num_devices, one.model.weight_dtype), []).append(one)
-    colours = {count: number for number, count in enumerate(dict.fromkeys(count for count, _ in groups))}
-    found = []
-    for (count, dtype), members in groups.items():
-        labels: tuple[str, ...] = ()
-        shown: Sequence[Candidate] = pareto(members)
-        if batch is not None:
-            fastest: dict[int, Candidate] = {}
-            for one in members:
-                if batch(one) not in fastest or x(one) < x(fastest[batch(one)]):
-                    fastest[batch(one)] = one
-            shown = [fastest[size] for size in sorted(fastest)]
-            labels = tuple(f"{count}/{size}" for size in sorted(fastest))
-        name = f"{count} device{'s' if count > 1 else ''}, {dtype}"
-        points = [(x(one), y(one)) for one in shown]
-        found.append(Series(name, points, colours[count], is_dashed=dtype != "bf16", labels=labels))
+    lines = {key: _unbeaten(members, place) for key, members in groups.items()}
+    best = {id(one) for one in _unbeaten([one for line in lines.values() for one in line], place)}
+    colours = {count: number for number, count in enumerate(sorted({count for count, _ in groups}))}
+    return [
+        Series(
+            f"{count} device{'s' if count > 1 else ''}, {dtype}",
+            [place(one) for one in line],
+            colours[count],
+            is_dashed=dtype != "bf16",
+            labels=tuple(f"{count}/{batch(one)}" if id(one) in best else "" for one in line),
+        )
+        for (count, dtype), line in lines.items()
+    ]
+
+
+def _unbeaten(candidates: Iterable[Candidate], place: Place) -> list[Candidate]:
+    found: list[Candidate] = []
+    for one in sorted(candidates, key=place):
+        if not found or place(one)[1] < place(found[-1])[1]:
+            found.append(one)
     return found
 
 
