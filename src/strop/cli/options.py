@@ -66,6 +66,38 @@ def engine_options() -> Callable[[Function], Function]:
     )
 
 
+def plan_option() -> Callable[[Function], Function]:
+    """`--plan FILE`: its settings become the defaults of the verb's other options."""
+    return click.option(
+        "--plan",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_take_plan,
+        help="File that `strop plan --out` wrote: its limits are taken where no other option says more.",
+    )
+
+
+_OPTION_OF_SETTING = {
+    "max_num_seqs": "max_seqs",
+    "max_step_tokens": "max_step_tokens",
+    "max_chunk_tokens": "max_chunk_tokens",
+    "max_context_len": "context",
+    "kv_dtype": "kv_dtype",
+    "num_threads": "threads",
+}
+
+
+def _take_plan(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    from strop.core.plan_file import read_engine_settings
+
+    settings = read_engine_settings(path)
+    named = {option: settings[name] for name, option in _OPTION_OF_SETTING.items() if name in settings}
+    context.default_map = {**(context.default_map or {}), **named}
+
+
 def sampling_params(settings: Mapping[str, Any]) -> SamplingParams:
     """From the values of `sampling_options`. RequestError for one out of range."""
     chosen = {name: value for name, value in settings.items() if name in _SAMPLING_FIELDS}
