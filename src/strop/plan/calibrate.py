@@ -186,7 +186,7 @@ def measure_in_turn(points: dict[Any, Callable[[], object]], seconds: float, lea
 
 def allocate(num_bytes: int) -> np.ndarray:
     """uint8 in pages of 2 MiB where the system grants them, like packed weights; every page is its own."""
-    mapped = mmap.mmap(-1, num_bytes)
+    mapped = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(mapped, np.uint8)
