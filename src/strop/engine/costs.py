@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from strop.machine.probe import MachineRates
 from strop.models import decoder
@@ -13,9 +14,13 @@ from strop.models.abstract import distinct_layers
 from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
+from strop.models.partition import Partition
+from strop.models.sharding import abstract_mesh, on_mesh, parameter_specs
 from strop.models.spec import ModelSpec
 from strop.ops.attention import AttentionCall, Rows, new_cache
 from strop.ops.attention import cost as attention_cost
+from strop.ops.collective import CollectiveCall
+from strop.ops.collective import cost as collective_cost
 from strop.ops.cost import KV_BYTES, Cost, Kind
 from strop.ops.dispatch import record
 from strop.ops.embed import EmbedCall
@@ -35,6 +40,8 @@ class StepCost:
     flops: dict[Kind, int]
     num_bytes: int
     """Read and written: weights and cache."""
+    bytes_sent: int = 0
+    """By each device to others."""
 
     @property
     def total_flops(self) -> int:
@@ -50,12 +57,13 @@ class StepCost:
 class CostModel:
     """Counts the costs of a model's steps by tracing its decoder, one layer of each kind; nothing is computed.
 
-    The parameters may be loaded or abstract (strop.models.abstract).
+    The parameters may be loaded or abstract (strop.models.abstract). Those of a partitioned model are `rearranged`
+    (strop.models.sharding), and the costs are those of each device.
     """
 
     params: Parameters
     spec: ModelSpec
-    layout: Single
+    layout: Single | Partition
 
     def step(self, num_rows: int, num_logits: int, context_lens: list[int], num_new: int = 1) -> StepCost:
         """A step of `num_rows` token rows, of which `num_logits` need logits.
@@ -65,17 +73,21 @@ class CostModel:
             num_new: the last rows of each sequence that this step computes.
         """
         flops: Counter[Kind] = Counter()
-        num_bytes = 0
+        num_bytes = bytes_sent = 0
+        num_shards = 1
+        if isinstance(self.layout, Partition) and self.layout.attention == "batch":
+            num_shards = self.layout.mesh.size()
         for call, times in self.calls(num_rows, num_logits):
             seen = read = 0
             if isinstance(call, AttentionCall):
                 window = call.window_len
                 seen = sum(min(n - i, window or n) for n in context_lens for i in range(num_new))
                 read = sum(min(n, (window or n) + num_new - 1) for n in context_lens)
-            cost = self.cost(call, seen, read)
+            cost = self.cost(call, -(-seen // num_shards), -(-read // num_shards))
             flops[cost.kind] += times * cost.flops
             num_bytes += times * (cost.bytes_read + cost.bytes_written)
-        return StepCost(dict(flops), num_bytes)
+            bytes_sent += times * cost.bytes_sent
+        return StepCost(dict(flops), num_bytes, bytes_sent)
 
     def cost(self, call: Any, visible_slots: int = 0, read_slots: int = 0) -> Cost:
         """Of one operation; the slots are those of attention (strop.ops.attention.cost)."""
@@ -90,6 +102,8 @@ class CostModel:
             return experts_cost.cost(call)
         if isinstance(call, AddNormCall):
             return Cost("f32", 0)  # neither products nor stored data
+        if isinstance(call, CollectiveCall):
+            return collective_cost.cost(call)
         return sample_cost.cost(call)
 
     def calls(self, num_rows: int, num_logits: int) -> list[tuple[Any, int]]:
@@ -118,8 +132,12 @@ class CostModel:
                     for group in groups
                 )
             hidden, _ = decoder.forward(params, spec, rows, caches, layout)
-            return decoder.logits(params, spec, hidden[:num_logits], counts, layout)
+            row_ids = jnp.arange(num_logits, dtype=jnp.int32)
+            return decoder.logits(params, spec, hidden, counts, layout, row_ids)
 
+        if isinstance(layout, Partition):
+            specs = parameter_specs(params, spec, layout), P(), P(), P()
+            step = on_mesh(step, abstract_mesh(layout.mesh), specs, P())
         ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((6, num_rows), (len(groups), num_logits, 1), (2,))]
         with record() as calls:
             jax.eval_shape(step, params, *ints)

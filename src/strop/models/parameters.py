@@ -27,6 +27,8 @@ class LayerPlaces:
     router: Place | None
     rope: int | None
     """Which pair of rope tables."""
+    kv: Place | None = None
+    """Keys and values, where `qkv` has queries alone (strop.models.sharding)."""
 
 
 @jax.tree_util.register_dataclass

@@ -25,6 +25,8 @@ class Cost:
     """Multiplications and additions of the products; norms, activations and softmax are not counted."""
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_sent: int = 0
+    """By each device to others."""
 
 
 def weight_kind(format: str) -> Kind:

@@ -99,14 +99,14 @@ class Routes:
         async def handle(request: Request) -> ASGIApp:
             body, state = await self._body(request), request.state
             exchange = parse(body, self._service.served, request_id=state.request_id, created_s=int(time.time()))
-            return Answer(exchange, self._service, state.request_id, state.salt)
+            return Answer(exchange, self._service, state)
 
         return handle
 
     async def embeddings(self, request: Request) -> ASGIApp:
         """Vectors of texts."""
         exchange = embeddings.parse(await self._body(request), self._service.served)
-        return Vectors(exchange, self._service, request.state.request_id)
+        return Vectors(exchange, self._service, request.state)
 
     async def tokenize(self, request: Request) -> Response:
         """Text or messages to token ids."""

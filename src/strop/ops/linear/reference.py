@@ -49,14 +49,17 @@ def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 def finish(y: jax.Array, call: Any, residual: jax.Array | None) -> jax.Array:
     """What follows the product and its bias."""
     if call.activation is not None:
-        activate = ACTIVATIONS[call.activation]
-        if call.gated:
-            gate, up = jnp.split(y, 2, axis=-1)
-            y = activate(gate) * up
-        else:
-            y = activate(y)
+        y = activate(y, call.activation, call.gated)
     if call.scale != 1.0:
         y = y * call.scale
     if call.soft_cap is not None:
         y = call.soft_cap * jnp.tanh(y / call.soft_cap)
     return y if residual is None else residual + y
+
+
+def activate(y: jax.Array, activation: str, gated: bool) -> jax.Array:
+    """act(y), or act(gate) * up, which are the halves of y's last axis."""
+    if not gated:
+        return ACTIVATIONS[activation](y)
+    gate, up = jnp.split(y, 2, axis=-1)
+    return ACTIVATIONS[activation](gate) * up
