@@ -153,7 +153,7 @@ def cache_spec(layout: Partition) -> P:
     return P(None, None, HEAD_AXES) if layout.platform == "native" else P(None, None, None, None, HEAD_AXES)
 
 
-def new_caches(
+def new_sharded_caches(
     spec: ModelSpec,
     layout: Partition,
     mesh: Mesh | AbstractMesh,

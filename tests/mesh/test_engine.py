@@ -1,0 +1,56 @@
+"""An engine on a mesh answers as on one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_llm import tiny_llm
+
+from strop.core.config import EngineConfig
+from strop.core.errors import RequestError, UnsupportedError
+from strop.engine.engine import Engine
+from strop.llm import LLM
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    path.write_bytes(tiny_llm("llama", "Q4_1", tied=False).build())
+    return path
+
+
+def test_answers_on_a_mesh_are_those_of_one_device(model: Path, environment: dict[str, str]) -> None:
+    cases = ["1/auto", "2x2/auto", "4/ws1d", "2x2/wg_x"]
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "run_engine.py"), str(model), *cases],
+        env=environment | {"XLA_FLAGS": flags, "STROP_NATIVE": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    one, *on_mesh = map(json.loads, ran.stdout.splitlines())
+    assert len(on_mesh) == len(cases) - 1
+    for case, answers in zip(cases[1:], on_mesh, strict=True):
+        assert answers == one, case
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"mesh": "64x2"}, UnsupportedError, r"mesh 64x2x1 has 128 devices, and this process sees \d+ of cpu"),
+        ({"mesh": "two"}, UnsupportedError, "mesh 'two' is not a shape"),
+        ({"mesh": "1x1", "layout": "ws3d"}, RequestError, "layout='ws3d' is unknown: choose from auto, ws1d"),
+        ({"layout": "ws2d"}, RequestError, "layout='ws2d' needs a mesh of devices"),
+    ],
+)
+def test_settings_that_cannot_be(model: Path, settings: dict[str, str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Engine.load(str(model), EngineConfig(**settings))  # type: ignore[arg-type]
+
+
+def test_pooling_is_not_partitioned(model: Path) -> None:
+    with pytest.raises(RequestError, match="mesh='1x1' is for models that generate"):
+        LLM(str(model), mesh="1x1", runner="pooling")
