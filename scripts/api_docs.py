@@ -47,14 +47,16 @@ def _endpoint(endpoint: Endpoint) -> Iterator[str]:
     fields = fields_of(endpoint.request)
     order = ("honoured", "ignored", "refused")
     for name, rule in sorted(fields.rules.items(), key=lambda entry: order.index(entry[1].kind)):
-        yield f"| `{name}` | {_OUTCOMES[rule.kind]} | {_remark(rule, fields.accepted.get(name, ()))} |"
+        word = "or" if any(other.startswith(f"{name}.") for other in fields.rules) else "only"
+        yield f"| `{name}` | {_OUTCOMES[rule.kind]} | {_remark(rule, fields.accepted.get(name, ()), word)} |"
     yield ""
 
 
-def _remark(rule: Rule, accepted: tuple[object, ...]) -> str:
+def _remark(rule: Rule, accepted: tuple[object, ...], word: str) -> str:
+    """`word` is for the values of a text, which a field of other kinds may be, too."""
     remarks = [rule.about] if rule.about else []
     if accepted:
-        remarks.append("only " + ", ".join(f"`{str(value).lower()}`" for value in accepted))
+        remarks.append(f"{word} " + ", ".join(f"`{str(value).lower()}`" for value in accepted))
     if rule.cap is not None:
         unit = " bytes" if rule.cap.endswith("_bytes") else ""
         remarks.append(f"at most {getattr(Caps(), rule.cap)}{unit}")

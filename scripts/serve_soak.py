@@ -101,6 +101,8 @@ class Soak:
                 await asyncio.sleep(self.draw.expovariate(rate_per_s))
                 group.create_task(self._leave() if self.draw.random() < leaving else self.ask(whole_request(self.draw)))
         sampling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sampling  # raises what ended it before
 
     async def num_open_files(self) -> list[int]:
         """Of the API's and of the engine's process, when nothing is asked any more."""

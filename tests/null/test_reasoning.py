@@ -1,8 +1,10 @@
 """Thoughts are told apart from answers: however a text is cut, in all replies, and with a shape after them."""
 
 import json
+import os
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,12 @@ from test_tool_grammar import EOS, LISTED, STRICT, TOKENIZER
 
 from strop.core.request import SamplingParams, StructuredOutputsParams
 from strop.engine.grammar import checked_lark
+from strop.formats.template_worker import answer as answer_template
+from strop.formats.template_worker import environment
 from strop.serve.openai import chat, responses
 from strop.serve.openai.errors import ApiError
 from strop.serve.openai.messages import effort_variable
-from strop.serve.openai.reasoning import ThinkTags, ThoughtSplitter, think_tags
+from strop.serve.openai.reasoning import ThinkTags, ThoughtSplitter, opens_thoughts, think_tags
 from strop.serve.tool_calls import ToolFormat, Tools, ToolSupport
 
 llguidance = pytest.importorskip("llguidance")
@@ -86,6 +90,33 @@ def test_who_thinks_is_read_off_the_template_and_the_vocabulary() -> None:
     assert think_tags("{{ messages }}", ["<s>"]) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("Qwen-Qwen3-0.6B", ["free", "free", "closed"]),
+        ("Qwen3.5-4B", ["open", "open", "closed"]),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", ["open", "open", "open"]),
+        ("HuggingFaceTB-SmolLM3-3B", ["free", "free", "closed"]),
+        ("meta-llama-Llama-3.1-8B-Instruct", None),
+    ],
+)
+def test_the_templates_of_real_models(name: str, ends: list[str] | None) -> None:
+    """How a prompt ends without enable_thinking, with it, and with it off."""
+    path = Path(os.environ.get("STROP_CHAT_TEMPLATES", "")) / "llama.cpp" / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip("no real chat templates here: set STROP_CHAT_TEMPLATES (tests/golden/README.md)")
+    source = path.read_bytes().decode()
+    assert (think_tags(source, []) is None) == (ends is None)
+    for choice, end in zip(({}, {"enable_thinking": True}, {"enable_thinking": False}), ends or (), strict=False):
+        variables = {"messages": [USER], "add_generation_prompt": True, "bos_token": "", "tools": None, **choice}
+        reply = answer_template(
+            environment(), {"template": source, "variables": variables, "max_output_bytes": 1 << 20}
+        )
+        text = reply["text"].decode()
+        found = "closed" if text.rstrip().endswith("</think>") else "free"
+        assert ("open" if opens_thoughts(text) else found) == end
+
+
 def accepts(wanted: StructuredOutputsParams, text: str) -> bool:
     assert wanted.grammar is not None
     matcher = llguidance.LLMatcher(TOKENIZER, checked_lark(wanted.grammar), log_level=0)
@@ -108,6 +139,7 @@ SHAPES = [
     (JSON, '{"a": 1}'),
     (StructuredOutputsParams(json_object=True), '{"<think>": "</think>"}'),
     (StructuredOutputsParams(regex=r"\d{3}"), "123"),
+    (StructuredOutputsParams(regex=r"<[^]*\d"), "<thin> 1"),
     (StructuredOutputsParams(choice=("yes", "<t")), "<t"),
     (StructuredOutputsParams(grammar='start: X %json {"const": 1}\nX: "x"'), "x1"),
     (calls(LISTED, "required"), CALL),

@@ -199,6 +199,19 @@ def test_only_json_can_be_told_from_calls(form: str, shape: dict[str, Any]) -> N
         ToolSupport(FORMS[form]).grammar(Tools(LISTED, shape=StructuredOutputsParams(**shape)))
 
 
+@pytest.mark.parametrize("text", ['{"type": "object"} start: "x"', "{", "[1]", '{"a": NaN}'])
+def test_a_schema_is_one_value(text: str) -> None:
+    with pytest.raises(RequestError, match="JSON"):
+        ToolSupport(FORMS["hermes"]).grammar(Tools(LISTED, shape=StructuredOutputsParams(json=text)))
+
+
+@pytest.mark.parametrize("properties", [5, None, [], {"name": {}}])
+def test_a_schema_that_is_none_may_look_like_anything(properties: Any) -> None:
+    shape = StructuredOutputsParams(json={"type": "object", "additionalProperties": False, "properties": properties})
+    with pytest.raises(RequestError, match="strict"):
+        ToolSupport(FORMS["llama3"]).grammar(Tools(STRICT, shape=shape))
+
+
 def test_a_call_that_must_be_has_no_other_shape() -> None:
     wanted = StructuredOutputsParams(json_object=True)
     assert Tools(LISTED, "required", shape=wanted).shape is None

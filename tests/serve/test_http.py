@@ -68,6 +68,15 @@ def test_requests_in_a_row_on_one_connection(server_url: str) -> None:
     assert answer.count(b"HTTP/1.1 200 OK") == 3
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models", "/v1/models"), ("/v1/tokenize", "/tokenize")],
+)
+def test_a_base_url_with_or_without_v1(server_url: str, path: str, meant: str) -> None:
+    reply = ask(server_url, path)
+    assert reply.status == 404 and f"did you mean {meant}?" in reply.error["message"]
+
+
 def test_head_and_options(server_url: str) -> None:
     assert ask(server_url, "/livez", method="HEAD").status == 200
     refused = ask(server_url, "/v1/models", method="OPTIONS", headers={"Origin": "https://example.com"})

@@ -69,7 +69,10 @@ def test_what_cannot_start(start_server: Start, smollm2_path: Path, tmp_path: Pa
 def test_while_it_loads(serve_smollm2: Start) -> None:
     with serve_smollm2("--name", "other") as server:
         assert server.ask("/livez").status == 200
-        replies = [server.ask(path, body) for path, body in (("/readyz", None), (CHAT, QUICK), ("/v1/models", None))]
+        replies = [
+            server.ask(path, body)
+            for path, body in (("/readyz", None), ("/health", None), (CHAT, QUICK), ("/v1/models", None))
+        ]
         if replies[0].status == 503:  # else it was too quick
             assert all(reply.status in (200, 503) for reply in replies)
             assert "loading" in replies[0].error["message"]
@@ -243,6 +246,9 @@ def test_keys_come_and_go(serve_smollm2: Start, tmp_path: Path) -> None:
         assert server.ask(CHAT, QUICK, headers=ada).status == 401
         path.write_text("damaged\n")
         assert server.ask(CHAT, QUICK, headers=bob).status == 200
+        answers = [line for line in server.log.splitlines() if ": answered " in line]
+        assert len(answers) == 2 and all(" key=bob " in line for line in answers)
+        assert server.log.count(": refused: the API key is missing") == 6
 
 
 def test_nobody_sees_what_another_key_has_asked(keyed_url: str, keys: dict[str, str]) -> None:

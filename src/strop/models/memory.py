@@ -8,12 +8,15 @@ from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
 from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
 from strop.models.reader import ParameterReader
-from strop.models.spec import ModelSpec
+from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
 
-RUNTIME_BYTES = 330 * MIB
-"""Python, jax and the compiled steps of a process that serves one model, without weights and cache."""
+RUNTIME_BYTES = 195 * MIB
+"""Python, jax and the compiled steps of a process that serves one model, without weights, cache and tokenizer."""
+
+TOKENIZER_BYTES = 280
+"""Of a tokenizer, per entry of its vocabulary."""
 
 XLA_RUNTIME_BYTES = 800 * MIB
 """The same without native kernels: XLA's compiler and the scratch of its matrix products come on top."""
@@ -116,6 +119,17 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / MIB:.{0 if num_bytes >= 10 * MIB else 1}f} MiB"
 
 
+def _row_len(spec: ModelSpec, layer: LayerSpec, platform: Platform) -> int:
+    """Numbers that a token's row takes at once while a layer computes."""
+    heads = layer.attention
+    qkv = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
+    num_experts = 0 if layer.experts is None else layer.experts.num_experts
+    if platform == "native":  # what attention or a gate makes lies beside x; the input of a product also in 8 bits
+        made = max(qkv + heads.num_heads * heads.head_dim, layer.mlp.ffn_dim, num_experts)
+        return 2 * spec.model_dim + made + made // 3
+    return 4 * spec.model_dim + 2 * max(qkv, 2 * layer.mlp.ffn_dim, num_experts)
+
+
 def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
     """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
     vectors = sum(4 * math.prod(info.shape) for info in reader.inventory.values() if len(info.shape) == 1)
@@ -179,23 +193,14 @@ def fit_memory(
     def cache_bytes(num_blocks: int) -> int:
         return sum(group.num_blocks * group.bytes_per_token for group in groups(num_blocks)) * config.block_len
 
-    widest = max(
-        spec.model_dim * 4
-        + max(
-            (layer.attention.num_heads + 2 * layer.attention.num_kv_heads) * layer.attention.head_dim,
-            2 * layer.mlp.ffn_dim,
-            0 if layer.experts is None else layer.experts.num_experts,
-        )
-        * 2
-        for layer in spec.layers
-    )
+    widest = max(_row_len(spec, layer, platform) for layer in spec.layers)
     activations = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
     if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
         per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
         from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
 
         activations = 4 * activations + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
-    runtime = RUNTIME_BYTES if platform == "native" else XLA_RUNTIME_BYTES
+    runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1

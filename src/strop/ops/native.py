@@ -19,7 +19,7 @@ def library() -> ctypes.CDLL | None:
 
     `STROP_NATIVE=0` hides it, `STROP_ISA=avx2|avx512_vnni|avx512_bf16|...` forces one of its instruction sets.
     """
-    path = _path()
+    path = library_path()
     if os.environ.get("STROP_NATIVE") == "0" or path is None:
         return None
     lib = ctypes.CDLL(str(path))
@@ -32,7 +32,8 @@ def library() -> ctypes.CDLL | None:
     return lib if lib.strop_isa() else None
 
 
-def _path() -> Path | None:
+def library_path() -> Path | None:
+    """Where the library lies, if it was built."""
     beside = Path(__file__).with_name(_NAME)
     if beside.exists():
         return beside

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
+from starlette.datastructures import State
 from starlette.types import Send
 
 from strop.core.errors import RequestError, StropError
@@ -26,10 +27,9 @@ _numbers = itertools.count()
 class Answer(Reply):
     """Text that the model writes, whole or streamed. However it ends, the engine keeps nothing of it."""
 
-    def __init__(self, exchange: Exchange, service: Service, request_id: str, salt: bytes) -> None:
-        super().__init__(service, request_id)
+    def __init__(self, exchange: Exchange, service: Service, state: State) -> None:
+        super().__init__(service, state)
         self._exchange = exchange
-        self._salt = salt
         self._last_token_s: dict[tuple[int, int], float] = {}
         self._has_headers = False
 
@@ -38,7 +38,7 @@ class Answer(Reply):
         ticket = service.admission.enter()
         stream: Stream | None = None
         # Clients may give two requests one id, also at once: the engine must tell them apart.
-        unique = f"{self._request_id}/{next(_numbers)}"
+        unique = f"{self._state.request_id}/{next(_numbers)}"
         try:
             requests = []
             for which, asked in enumerate(exchange.asked):
@@ -46,7 +46,7 @@ class Answer(Reply):
                 params = exchange.begin(which, prompt_token_ids)
                 if params.structured_outputs != asked.params.structured_outputs:
                     await service.check_shape(params)
-                requests.append(Request(f"{unique}/{which}", prompt_token_ids, params, self._salt))
+                requests.append(Request(f"{unique}/{which}", prompt_token_ids, params, self._state.salt))
             self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
             ticket.weigh(self._num_prompt_tokens)
             texts = [StreamDetokenizer(service.tokenizer, request.params) for request in requests]

@@ -23,7 +23,7 @@ from strop.serve.reply import Vectors
 from strop.serve.service import Service
 from strop.serve.status import status_body
 
-OPEN_PATHS = ("/livez", "/readyz", *page.PATHS)
+OPEN_PATHS = ("/livez", "/readyz", "/health", *page.PATHS)
 """What needs no key: those who probe have none, and the page asks for one."""
 
 
@@ -37,6 +37,7 @@ def _got(about: str, media_type: str = "application/json", kind: str = "object")
 OTHER_PATHS = {
     "/livez": _got("whether requests are heard"),
     "/readyz": _got("whether the model is loaded and makes progress"),
+    "/health": _got("the same, by vLLM's name"),
     "/status": _got("the model's card and live figures"),
     "/metrics": _got("for Prometheus", "text/plain", "string"),
     "/openapi.json": _got("this document"),
@@ -88,6 +89,7 @@ class Routes:
             Route("/status", self.status, methods=["GET"]),
             Route("/livez", self.livez, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/health", self.readyz, methods=["GET"]),
             *page.routes(),
         ]
 
@@ -97,14 +99,14 @@ class Routes:
         async def handle(request: Request) -> ASGIApp:
             body, state = await self._body(request), request.state
             exchange = parse(body, self._service.served, request_id=state.request_id, created_s=int(time.time()))
-            return Answer(exchange, self._service, state.request_id, state.salt)
+            return Answer(exchange, self._service, state)
 
         return handle
 
     async def embeddings(self, request: Request) -> ASGIApp:
         """Vectors of texts."""
         exchange = embeddings.parse(await self._body(request), self._service.served)
-        return Vectors(exchange, self._service, request.state.request_id)
+        return Vectors(exchange, self._service, request.state)
 
     async def tokenize(self, request: Request) -> Response:
         """Text or messages to token ids."""

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 
 from starlette.datastructures import Headers
@@ -18,14 +17,14 @@ from strop.serve.keys import KeyFile
 from strop.serve.openai.errors import ApiError, as_api_error, error_body
 from strop.serve.service import Service
 
-log = logging.getLogger("strop.access")
+log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Gate:
-    """ASGI middleware. Leaves `request_id` and `salt` in the scope's state."""
+    """ASGI middleware. Leaves `request_id`, `key_name` (None without keys) and `salt` in the scope's state."""
 
     def __init__(self, app: Router, service: Service, keys: KeyFile | None, open_paths: Iterable[str]) -> None:
         """open_paths: what needs no key."""
@@ -45,9 +44,9 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {}).update(request_id=request_id, salt=b"")
+        scope.setdefault("state", {}).update(request_id=request_id, key_name=None, salt=b"")
         scope["app"] = self  # without it the router answers in words of its own
-        began_s, status = time.monotonic(), 0
+        status = 0
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -66,20 +65,32 @@ class Gate:
         except ClientDisconnect:
             self._service.metrics.cancelled("body")
         except HTTPException as error:  # no such route, or not with this method
-            wrong = f"{scope['method']} {scope['path']!r:.200}: {error.detail}; /openapi.json lists what there is"
-            await send_error(send_on, ApiError(wrong, status=error.status_code), error.headers or {})
+            path = scope["path"]
+            meant = next(filter(self._paths.__contains__, (f"/v1{path}", path.removeprefix("/v1"))), None)
+            hint = "/openapi.json lists what there is" if meant in (None, path) else f"did you mean {meant}?"
+            wrong = f"{scope['method']} {path!r:.200}: {error.detail}; {hint}"
+            await self._refuse(scope, send_on, ApiError(wrong, status=error.status_code), error.headers)
         except Exception as error:
             if not isinstance(error, StropError):
                 log.exception("a request failed", extra={"request_id": request_id})
             if status:
                 raise  # the answer has begun: all that is left is to break the connection
-            await send_error(send_on, error)
+            await self._refuse(scope, send_on, error)
         finally:
-            # Strangers' paths must not become labels without end.
-            self._service.metrics.requested(scope["path"] if scope["path"] in self._paths else "other", status)
-            facts = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:200], "status": status}
-            facts |= {"key": scope["state"].get("key_name"), "duration_s": round(time.monotonic() - began_s, 4)}
-            log.debug("request", extra=facts)
+            self._service.metrics.requested(self._path(scope), status)
+
+    async def _refuse(
+        self, scope: Scope, send: Send, error: Exception, headers: Mapping[str, str] | None = None
+    ) -> None:
+        status = as_api_error(error).status
+        if status < 500:  # probes ask an engine that loads time and again
+            facts = {"request_id": scope["state"]["request_id"], "path": self._path(scope), "status": status}
+            log.info("refused: %s", error, extra=facts)
+        await send_error(send, error, headers)
+
+    def _path(self, scope: Scope) -> str:
+        """Strangers' paths must not become labels without end."""
+        return scope["path"] if scope["path"] in self._paths else "other"
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host = re.sub(r":\d*$", "", headers.get("host", ""))

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from datetime import UTC, datetime
 
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -10,14 +11,16 @@ _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, the facts at its end."""
-        return " ".join([super().format(record), *(f"{name}={value}" for name, value in _facts(record).items())])
+        line = " ".join([super().format(record), *(f"{name}={value}" for name, value in _facts(record).items())])
+        # What a message quotes must not look like a line of its own.
+        return line if record.exc_info else line.replace("\r", "\\r").replace("\n", "\\n")
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object."""
         line: dict[str, object] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
         }

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
 from strop.core.errors import EngineDownError, StropError
@@ -21,9 +22,10 @@ _BYTES_PER_TOKEN = 4  # of common text, roughly
 class Reply:
     """An ASGI application for one request."""
 
-    def __init__(self, service: Service, request_id: str) -> None:
+    def __init__(self, service: Service, state: State) -> None:
+        """state: what the gate knows of the request."""
         self._service = service
-        self._request_id = request_id
+        self._state = state
         self._began_s = time.monotonic()
         self._stage = "queued"
         self._num_prompt_tokens = self._num_tokens = 0
@@ -81,7 +83,8 @@ class Reply:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "request_id": self._request_id,
+            "request_id": self._state.request_id,
+            **({} if self._state.key_name is None else {"key": self._state.key_name}),
             "stage": self._stage,
             "prompt_tokens": self._num_prompt_tokens,
             "completion_tokens": self._num_tokens,
@@ -92,8 +95,8 @@ class Reply:
 class Vectors(Reply):
     """Embeddings."""
 
-    def __init__(self, exchange: EmbeddingsExchange, service: Service, request_id: str) -> None:
-        super().__init__(service, request_id)
+    def __init__(self, exchange: EmbeddingsExchange, service: Service, state: State) -> None:
+        super().__init__(service, state)
         self._exchange = exchange
 
     async def _write(self, send: Send) -> None:

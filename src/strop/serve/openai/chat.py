@@ -68,9 +68,7 @@ class ChatRequest(Sampling, kw_only=True, forbid_unknown_fields=True):
         ChoiceMode | ChatNamedTool | ChatAllowedToolChoice | None, honoured("required and named calls are forced")
     ] = None
     parallel_tool_calls: Annotated[bool | None, honoured("false allows one call")] = None
-    reasoning_effort: Annotated[
-        ReasoningEffort | None, honoured("where the chat template has such a variable, else refused")
-    ] = None
+    reasoning_effort: ReasoningEffort = None
     include_reasoning: Annotated[bool | None, honoured("false leaves out what the model thought")] = None
     add_generation_prompt: Annotated[bool | None, honoured("open the assistant's turn; the default")] = None
     continue_final_message: Annotated[

@@ -119,9 +119,12 @@ class Fields:
             if get_origin(part) is list:
                 self.add(get_args(part)[0], f"{path}[]")
             elif get_origin(part) is Literal:
-                self.accepted[path] = (*self.accepted.get(path, ()), *get_args(part))
+                self._accept(path, *get_args(part))
             elif isinstance(part, type) and issubclass(part, Struct):
                 self._add_struct(part, path)
+
+    def _accept(self, path: str, *values: Any) -> None:
+        self.accepted[path] = tuple(dict.fromkeys((*self.accepted.get(path, ()), *values)))
 
     def _add_struct(self, kind: type[Struct], path: str) -> None:
         prefix = f"{path}." if path else ""
@@ -129,7 +132,7 @@ class Fields:
         if config.tag_field is not None:
             tag_path = prefix + config.tag_field
             self.rules.setdefault(tag_path, _PLAIN)
-            self.accepted[tag_path] = (*self.accepted.get(tag_path, ()), config.tag)
+            self._accept(tag_path, config.tag)
         for info in msgspec.structs.fields(kind):
             name = prefix + info.encode_name
             rule = rule_of(info.type) or _PLAIN

@@ -40,7 +40,7 @@ class ThinkTags:
             f'spelled[lazy]: TEXT "{CLOSING}"',
             r"TEXT: /(.|\n)*/",
             r"SPACE: /[ \n]{1,4}/",
-            f"answer: {_rule(shape)}",
+            _answer(shape),
         ]
         return StructuredOutputsParams(grammar="\n".join(rules) + "\n")
 
@@ -116,11 +116,12 @@ def _num_tag_characters(text: str) -> int:
     return next((size for size in range(len(CLOSING) - 1, 0, -1) if text.endswith(CLOSING[:size])), 0)
 
 
-def _rule(shape: StructuredOutputsParams) -> str:
-    if shape.regex is not None:
-        return f"/{rust_regex(shape.regex)}/"
+def _answer(shape: StructuredOutputsParams) -> str:
+    if shape.regex is not None:  # the lexer would take thoughts for what matches
+        return f"answer: REGEX\nREGEX: /{rust_regex(shape.regex)}/ & ~/(?s:{OPENING}.*)/"
     if shape.choice is not None:
-        return " | ".join(map(json.dumps, dict.fromkeys(shape.choice)))
+        return f"answer: {' | '.join(map(json.dumps, dict.fromkeys(shape.choice)))}"
     if shape.grammar is not None:
-        return f"%lark {{\n{shape.grammar}\n}}"
-    return f"%json {json.dumps(parse_schema(shape.schema or ''))}"
+        return f"answer: %lark {{\n{shape.grammar}\n}}"
+    parse_schema(shape.schema or "")  # what is one value of JSON cannot end the rule
+    return f"answer: %json {shape.schema}"

@@ -30,6 +30,7 @@ from strop.serve.openai.sampling import (
 from strop.serve.openai.tools import (
     ChoiceMode,
     FunctionSpec,
+    Strict,
     ToolName,
     asked_with_tools,
     chosen_tools,
@@ -61,9 +62,7 @@ class TextConfig(Struct, forbid_unknown_fields=True):
 class Reasoning(Struct, forbid_unknown_fields=True):
     """How to reason."""
 
-    effort: Annotated[ReasoningEffort | None, honoured("where the chat template has such a variable, else refused")] = (
-        None
-    )
+    effort: ReasoningEffort = None
     summary: Annotated[None, refused("reasoning is not summarised")] = None
     generate_summary: Annotated[None, refused("reasoning is not summarised")] = None
 
@@ -75,7 +74,7 @@ class FlatTool(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, honoured("JSON schema of its arguments", cap="schema_bytes")] = None
-    strict: Annotated[bool | None, honoured("calls that are forced follow the schema in any case")] = None
+    strict: Strict = None
 
 
 class FlatNamedTool(Struct, tag="function", tag_field="type", forbid_unknown_fields=True):

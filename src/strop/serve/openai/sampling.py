@@ -199,4 +199,7 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ReasoningEffort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+    honoured("where the chat template has such a variable, and none where it has enable_thinking; else refused"),
+]

@@ -14,6 +14,9 @@ from strop.serve.tool_calls import Tools, ToolSupport
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
 ChoiceMode = Literal["none", "auto", "required"]
+Strict = Annotated[
+    bool | None, honoured("arguments follow the schema also where the model may choose to call; forced ones always do")
+]
 
 
 class FunctionSpec(Struct, forbid_unknown_fields=True):
@@ -22,7 +25,7 @@ class FunctionSpec(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, honoured("JSON schema of its arguments", cap="schema_bytes")] = None
-    strict: Annotated[bool | None, honoured("calls that are forced follow the schema in any case")] = None
+    strict: Strict = None
 
 
 class ChatTool(Struct, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ def tool_grammar(tools: Tools, form: ToolFormat) -> StructuredOutputsParams | No
     if tools.choice == "required":
         rules.append("start: calls")
     elif shape is not None:
-        rules += ["start: calls | answer", f"answer: %json {json.dumps(_answer_schema(shape, form, is_strict))}"]
+        rules += ["start: calls | answer", f"answer: %json {_answer_schema(shape, form, is_strict)}"]
     else:
         rules += _text_and_calls(tools.parallel, form)
     key = "arguments" if form.form == "hermes" else "parameters"
@@ -65,20 +65,20 @@ def _text_and_calls(parallel: bool, form: ToolFormat) -> list[str]:
     return [start, begun, spelled, r"TEXT: /(.|\n)*/"]
 
 
-def _answer_schema(shape: StructuredOutputsParams, form: ToolFormat, is_strict: bool) -> Any:
-    """Of an answer in JSON. In hermes' form it cannot be taken for a call, which begins with a marker."""
+def _answer_schema(shape: StructuredOutputsParams, form: ToolFormat, is_strict: bool) -> str:
+    """Of an answer in JSON, as text. In hermes' form it cannot be taken for a call, which begins with a marker."""
     if shape.schema is None:
         raise RequestError(
             "only answers in JSON can be told from calls where the model may choose: give a JSON schema, or set"
             " tool_choice to none or required"
         )
-    schema = parse_schema(shape.schema)
+    schema = parse_schema(shape.schema)  # what is one value of JSON cannot end the rule
     if is_strict and form.form == "llama3" and _may_look_like_call(schema):
         raise RequestError(
             "an answer of the shape asked for could be taken for a call of a strict function: give it a JSON schema of"
             " type object with additionalProperties false and no property `name`, or leave strict out"
         )
-    return schema
+    return shape.schema
 
 
 def _may_look_like_call(schema: Any) -> bool:
@@ -86,4 +86,5 @@ def _may_look_like_call(schema: Any) -> bool:
     if not isinstance(schema, dict) or schema.keys() & {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"}:
         return True
     is_closed_object = schema.get("type") == "object" and schema.get("additionalProperties") is False
-    return not is_closed_object or "name" in schema.get("properties", {})
+    properties = schema.get("properties", {})
+    return not is_closed_object or not isinstance(properties, dict) or "name" in properties
