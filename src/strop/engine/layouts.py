@@ -37,6 +37,11 @@ def choose_layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> 
         if config.layout != "auto":
             raise RequestError(f"layout={config.layout!r} needs a mesh of devices: give one too, such as mesh='2x4'")
         return Single(platform, config.block_len, config.kv_dtype)
+    if platform == "native" and config.layout.startswith("wg"):
+        raise RequestError(
+            f"layout={config.layout!r} gathers weights, which the native kernels' packed ones are not made for: choose"
+            " from auto, ws1d, ws2d, dp, or set STROP_NATIVE=0"
+        )
     mesh = MeshShape.parse(config.mesh)
     make_mesh(mesh)  # raises if there are too few devices
     names = ("ws1d", "ws2d") if config.layout == "auto" else (config.layout,)
@@ -51,6 +56,7 @@ def choose_layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> 
     whole = abstract_parameters(spec, lambda path: "f32", "xla", num_positions=1)
 
     def bytes_sent(layout: Partition) -> int:
+        layout = replace(layout, platform="xla")
         params = jax.eval_shape(partial(rearranged, spec=spec, layout=layout), whole)
         return CostModel(params, spec, layout).decode_step(config.max_num_seqs, 1).bytes_sent
 
@@ -62,7 +68,8 @@ class StepLayouts:
 
     def __init__(self, params: Parameters, spec: ModelSpec, layout: Single | Partition, *, may_change: bool) -> None:
         self._params, self._spec, self.stored = params, spec, layout
-        self._may_change = may_change and isinstance(layout, Partition) and layout.name in _SHARE_WEIGHTS
+        is_dense = isinstance(layout, Partition) and layout.platform == "xla"
+        self._may_change = may_change and is_dense and layout.name in _SHARE_WEIGHTS
         self._chosen: dict[int, Single | Partition] = {}
 
     @cached_property

@@ -186,8 +186,6 @@ def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, st
 
     if jax.default_backend() != "cpu":
         return "xla", None
-    if config.mesh:
-        return "xla", f"mesh={config.mesh!r}"
     reason = _no_kernels(spec, config)
     return ("native" if reason is None else "xla"), reason
 

@@ -151,11 +151,12 @@ class CompiledModel:
         return results[:num_results], tuple(results[num_results:])
 
     def _bind(self, function: Callable[..., Any], caches: Caches, *args: Any) -> Callable[..., Any]:
+        donated = range(1, 1 + len(caches))
         if isinstance(self._layout, Partition):
-            function = self._on_mesh(function, self._layout, len(caches), len(args))
+            sharded = self._on_mesh(function, self._layout, len(caches), len(args))
+            return partial(jax.jit(sharded, donate_argnums=donated), self._arrays)
         library = native.library() if self._layout.platform == "native" else None
         bound = None if library is None else bind_native(library, function, self._arrays, *caches, *args)
-        donated = range(1, 1 + len(caches))
         return bound or partial(jax.jit(string_calls(function), donate_argnums=donated), self._arrays)
 
     def _on_mesh(
@@ -164,7 +165,7 @@ class CompiledModel:
         """The same on every device, each with its parameters and caches and all of the arguments."""
 
         def step(*args: Any) -> tuple[Any, Any]:
-            results = function(*args)
+            results = string_calls(function)(*args)
             num_results = len(results) - num_caches
             return results[:num_results], results[num_results:]
 
@@ -180,10 +181,11 @@ def copy_block(cache: jax.Array, source: int, destination: int, *, platform: Pla
     if platform != "native":
         return _copy_block(cache, source, destination, axis=axis)
     # XLA would make a whole new cache, and with it take the memory of pages that nobody has used yet.
-    address = cache.block_until_ready().unsafe_buffer_pointer()
-    in_place = np.ctypeslib.as_array((ctypes.c_uint8 * cache.nbytes).from_address(address))
-    blocks = in_place.reshape(*cache.shape[: axis + 1], -1)
-    blocks[:, destination] = blocks[:, source]
+    for shard in cache.block_until_ready().addressable_shards:
+        address = shard.data.unsafe_buffer_pointer()
+        in_place = np.ctypeslib.as_array((ctypes.c_uint8 * shard.data.nbytes).from_address(address))
+        blocks = in_place.reshape(*shard.data.shape[: axis + 1], -1)
+        blocks[:, destination] = blocks[:, source]
     return cache
 
 
