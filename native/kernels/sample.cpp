@@ -344,16 +344,14 @@ void apply_edits(const SampleArgs& args, EditRange edits, const float* floats, f
   }
 }
 
-void forbid(const uint32_t* allowed, int n, float* logits) {
-  const auto keep = [&](int word, int len) {
-    const int32_t forbidden = bits_of(-kInf);
-    for (int j = 0; j < len; ++j) {
-      const int32_t bits = bits_of(logits[32 * word + j]), kept = -int32_t(allowed[word] >> j & 1);
-      logits[32 * word + j] = float_of((bits & kept) | (forbidden & ~kept));
+// `logits` has room for whole words.
+void forbid(const uint32_t* allowed, int mask_words, float* logits) {
+  const int32_t forbidden = bits_of(-kInf);
+  for (int word = 0; word < mask_words; ++word)
+    for (int j = 0; j < 32; ++j) {
+      const int32_t kept = -int32_t(allowed[word] >> j & 1);
+      logits[32 * word + j] = float_of((bits_of(logits[32 * word + j]) & kept) | (forbidden & ~kept));
     }
-  };
-  for (int word = 0; word < n / 32; ++word) keep(word, 32);
-  if (n % 32 != 0) keep(n / 32, n % 32);
 }
 
 // The num_top largest by (value descending, id ascending), into sorted keys; returns how many there are.
@@ -419,7 +417,7 @@ void sample_rows(const SampleArgs& args, int row_begin, int row_end, void* scrat
     if (largest.id >= 0 && (edits.begin < edits.end || args.mask_words > 0)) {
       std::memcpy(z, raw, sizeof(float) * n);
       apply_edits(args, edits, floats, z);
-      if (args.mask_words > 0) forbid(args.allowed + size_t(row) * args.mask_words, n, z);
+      forbid(args.allowed + size_t(row) * args.mask_words, args.mask_words, z);
       edited = z;
       edited_largest = find_best(z, n);
     }

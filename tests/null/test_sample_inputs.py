@@ -123,11 +123,20 @@ def test_columns_and_padding() -> None:
 
 
 def test_a_row_with_a_grammar_needs_its_mask_and_starts_where_its_answer_is() -> None:
-    seen: list[int] = []
-    matcher = SimpleNamespace(advance=seen.append)
-    row = SampleRow(SamplingParams(temperature=0), 0, [1, 2, 8, 9], 2, finish_token_ids=(), matcher=matcher)
-    assert needs_full([row])
-    assert seen == [8, 9]
+    seen: list[tuple[int, int | None]] = []
+    matcher = SimpleNamespace(advance=lambda *token_and_num_left: seen.append(token_and_num_left))
+    for max_tokens in (None, 10):
+        row = SampleRow(
+            SamplingParams(temperature=0),
+            0,
+            [1, 2, 8, 9],
+            2,
+            finish_token_ids=(),
+            matcher=matcher,
+            max_tokens=max_tokens,
+        )
+        assert needs_full([row])
+    assert seen == [(8, None), (9, None), (8, 9), (9, 8)]
 
 
 def test_plain_greedy_rows_need_nothing() -> None:

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 Logprobs = list[list[TokenLogprob]]
 """By row of the plan."""
 
+_UNKNOWN_LOGPROB = -9999.0
+"""Of a token that took the place of a sampled one: what OpenAI's API gives for very unlikely ones."""
 _MAX_FAILURES = 3  # steps that may fail in a row before the engine gives up
 
 
@@ -125,7 +127,7 @@ class Engine:
             packed = time.perf_counter()
             outputs, logprobs, scores = self._run(plan, shape, ints, wanted, rows)
             ran = time.perf_counter()
-            complete = self._advance_matchers(plan, wanted, rows, outputs)
+            complete = self._advance_matchers(plan, wanted, rows, outputs, logprobs)
         except Exception as error:
             self._recover(error)
             return []
@@ -243,16 +245,27 @@ class Engine:
         return self._grammars.masks(matchers, num_rows) if any(matchers) else ALL_ALLOWED
 
     def _advance_matchers(
-        self, plan: StepPlan, wanted: list[Wanted], rows: list[SampleRow], outputs: list[list[int]]
+        self,
+        plan: StepPlan,
+        wanted: list[Wanted],
+        rows: list[SampleRow],
+        outputs: list[list[int]],
+        logprobs: Logprobs | None,
     ) -> set[int]:
-        """Tells matchers their answers' new tokens; returns the seq_ids of answers that these complete."""
+        """Tells matchers their answers' new tokens, which they may change; returns the seq_ids of completed answers."""
         complete = set()
         for (i, _), row in zip(wanted, rows, strict=True):
             matcher = row.matcher
-            if matcher is not None and outputs[i][0] >= 0:
-                matcher.advance(outputs[i][0])
-                if matcher.is_complete:
-                    complete.add(plan.rows[i].seq_id)
+            if matcher is None or outputs[i][0] < 0:
+                continue
+            token_id = row.advance(outputs[i][0])
+            if token_id != outputs[i][0]:
+                outputs[i] = [token_id]
+                if logprobs and logprobs[i]:
+                    top = logprobs[i][0].top
+                    logprobs[i] = [TokenLogprob(token_id, dict(top).get(token_id, _UNKNOWN_LOGPROB), top)]
+            if matcher.is_complete:
+                complete.add(plan.rows[i].seq_id)
         return complete
 
     def _fail_without_token(self, plan: StepPlan, outputs: list[list[int]]) -> list[TokenEvent]:

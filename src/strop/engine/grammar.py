@@ -1,6 +1,6 @@
 """Structured output: what a request wants, as a grammar of llguidance, and the tokens it allows at each step. No jax.
 
-Every wish becomes a grammar in llguidance's Lark notation. Grammars are compiled anew for each answer: their lexers
+Every wish becomes a grammar in llguidance's Lark notation. Each answer gets a deep copy of the compiled grammar: lexers
 grow while they run, and what one answer may do must not depend on what others did.
 """
 
@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -21,10 +21,11 @@ from strop.core.config import MIB
 from strop.core.errors import RequestError
 from strop.core.request import StructuredOutputsParams
 from strop.engine.ecma_regex import rust_regex
+from strop.engine.ending import Ending, Endings, Tokens
 from strop.engine.json_schema import Schema, enforceable, inner_pointers, parse_schema
 
 MAX_TEXT_BYTES = MIB // 4
-MAX_CACHED_TEXTS = 64
+MAX_CACHED_GRAMMARS = 32
 
 # Chosen for a step's time: a matcher that needs more at one token ends its answer with an error.
 _LIMITS = llguidance.LLParserLimits(
@@ -165,9 +166,17 @@ def _enforceable_block(schema: str, before: str) -> str:
         raise RequestError(f"{error} (in rule {rules[-1]} of the grammar)" if rules else str(error)) from None
 
 
-def compile_matcher(tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputsParams, text: str) -> "Matcher":
-    """A matcher at the beginning of an answer. RequestError that says why there can be none."""
-    matcher = Matcher(tokenizer, text)
+def compiled(tokenizer: llguidance.LLTokenizer, text: str) -> "Matcher":
+    """A matcher at the beginning of an answer, or with an error."""
+    inner = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
+    if not inner.is_error():
+        inner.compute_bitmask()  # a grammar that matches nothing shows here
+    return Matcher(inner)
+
+
+def compiled_or_refused(tokenizer: llguidance.LLTokenizer, wanted: StructuredOutputsParams, text: str) -> "Matcher":
+    """The same for `wanted`, whose grammar is `text`. RequestError that says why there can be none."""
+    matcher = compiled(tokenizer, text)
     if matcher.error is None:
         return matcher
     if wanted.json is not None:
@@ -186,7 +195,7 @@ def _culprit(tokenizer: llguidance.LLTokenizer, document: Schema, error: str) ->
             text = f"{_OPTIONS}start: %json {json.dumps(enforceable(document, pointer))}"
         except RequestError:
             return False
-        return time.monotonic() < deadline_s and Matcher(tokenizer, text).error == error
+        return time.monotonic() < deadline_s and compiled(tokenizer, text).error == error
 
     found = "#"
     while inner := next(filter(fails_alike, inner_pointers(document, found)), None):
@@ -221,10 +230,13 @@ def _explained(error: str) -> str:
 class Matcher:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, tokenizer: llguidance.LLTokenizer, text: str) -> None:
-        self._inner = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
-        if not self._inner.is_error():
-            self._inner.compute_bitmask()  # a grammar that matches nothing shows here
+    def __init__(self, inner: llguidance.LLMatcher, ending: Ending | None = None) -> None:
+        """`ending` for an answer that has a given number of tokens."""
+        self._inner, self._ending = inner, ending
+
+    def copy(self, ending: Ending | None = None) -> "Matcher":
+        """Another one, as far as this one."""
+        return Matcher(self._inner.deep_copy(), ending)
 
     @property
     def error(self) -> str | None:
@@ -239,9 +251,20 @@ class Matcher:
         """Whether nothing may follow."""
         return self._inner.is_stopped() and self.error is None
 
-    def advance(self, token_id: int) -> None:
-        """Take note of the answer's next token."""
+    @property
+    def forced_id(self) -> int | None:
+        """The only token that may come next if the answer is to end within its tokens."""
+        return None if self._ending is None else self._ending.forced_id
+
+    def advance(self, token_id: int, num_left: int | None = None) -> int:
+        """Take note of the answer's next token, after which num_left may follow, if that is known.
+
+        Returns the token: another one if with this one the answer could not end within num_left.
+        """
+        if num_left is not None and self._ending is not None:
+            return self._ending.take(self._inner, token_id, num_left)
         self._inner.consume_token(token_id)
+        return token_id
 
     def allowed_ids(self) -> np.ndarray:
         """The tokens that may come next, ascending; none if there is an error. For many answers at once: `masks`."""
@@ -255,17 +278,19 @@ def _first_line(error: str) -> str:
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 
+@dataclass(frozen=True, slots=True)
 class Grammar:
     """What one request's answers must match."""
 
-    def __init__(self, new_matcher: Callable[[], Matcher], first: Matcher) -> None:
-        self._new_matcher = new_matcher
-        self._first: Matcher | None = first
+    start: Matcher
+    """At the beginning of an answer; only to be copied."""
+    endings: Endings
+    names: list[Tokens]
+    """Of a schema's required properties, for `endings`."""
 
     def matcher(self) -> Matcher:
         """A new one, at the beginning of an answer."""
-        first, self._first = self._first, None
-        return first or self._new_matcher()
+        return self.start.copy(Ending(self.endings, self.names))
 
 
 class Grammars:
@@ -276,7 +301,7 @@ class Grammars:
         self._spellings = tokenizer
         self._vocab_size = vocab_size
         self._num_threads = num_threads
-        self._texts: OrderedDict[StructuredOutputsParams, str] = OrderedDict()
+        self._compiled: OrderedDict[StructuredOutputsParams, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -285,9 +310,19 @@ class Grammars:
 
     def compile(self, wanted: StructuredOutputsParams) -> Grammar:
         """The grammar, found or made. RequestError if it cannot be enforced."""
-        text = self._text(wanted)
-        tokenizer = self._tokenizer
-        return Grammar(lambda: Matcher(tokenizer, text), compile_matcher(tokenizer, wanted, text))
+        with self._lock:
+            grammar = self._compiled.get(wanted)
+            if grammar is not None:
+                self._compiled.move_to_end(wanted)
+                return grammar
+        start = compiled_or_refused(self._tokenizer, wanted, grammar_text(wanted))
+        names = self._endings.names(_document(wanted)) if wanted.json is not None else []
+        grammar = Grammar(start, self._endings, names)
+        with self._lock:
+            self._compiled[wanted] = grammar
+            if len(self._compiled) > MAX_CACHED_GRAMMARS:
+                self._compiled.popitem(last=False)
+        return grammar
 
     def masks(self, matchers: Sequence[Matcher | None], num_rows: int) -> np.ndarray:
         """Which tokens each answer may have next: u32 [num_rows, ceil(V / 32)], token t at bit t % 32 of word t // 32.
@@ -300,27 +335,26 @@ class Grammars:
         if rows:
             self._executor.unsafe_compute_mask_ptr(rows, masks.ctypes.data, 4 * num_words, num_rows)
         for i, matcher in enumerate(matchers):
-            if matcher is not None and matcher.error is not None:
+            if matcher is None:
+                continue
+            if matcher.error is not None or matcher.forced_id is not None:
                 masks[i] = 0
+            if matcher.error is None and matcher.forced_id is not None:
+                masks[i, matcher.forced_id // 32] = 1 << matcher.forced_id % 32
         return np.ascontiguousarray(masks[:, : -(-self._vocab_size // 32)])
 
     @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self._spellings, self._vocab_size)
+
+    @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
-        return Vocabulary.of(self._spellings, self._vocab_size).build()
+        return self._vocabulary.build()
+
+    @cached_property
+    def _endings(self) -> Endings:
+        return Endings(self._tokenizer, self._vocabulary.tokens, self._vocabulary.special_ids)
 
     @cached_property
     def _executor(self) -> llguidance.LLExecutor:
         return llguidance.LLExecutor(self._num_threads)
-
-    def _text(self, wanted: StructuredOutputsParams) -> str:
-        with self._lock:
-            text = self._texts.get(wanted)
-            if text is not None:
-                self._texts.move_to_end(wanted)
-                return text
-        text = grammar_text(wanted)
-        with self._lock:
-            self._texts[wanted] = text
-            if len(self._texts) > MAX_CACHED_TEXTS:
-                self._texts.popitem(last=False)
-        return text

@@ -8,7 +8,7 @@ import llguidance
 
 from strop.core.errors import RequestError
 from strop.core.request import StructuredOutputsParams
-from strop.engine.grammar import Matcher, Vocabulary, compile_matcher, grammar_text
+from strop.engine.grammar import Matcher, Vocabulary, compiled_or_refused, grammar_text
 from strop.formats.helper_worker import failure, serve
 
 _NUM_TRIALS, _TRIAL_TOKENS = 4, 16
@@ -29,10 +29,9 @@ class Compiler:
             assert self._tokenizer is not None
             wanted = StructuredOutputsParams(**request["wanted"])
             begin_s = time.thread_time()
-            text = grammar_text(wanted)
-            compile_matcher(self._tokenizer, wanted, text)
+            start = compiled_or_refused(self._tokenizer, wanted, grammar_text(wanted))
             compile_s = time.thread_time() - begin_s
-            try_out(self._tokenizer, text)
+            try_out(start, set(self._tokenizer.eos_tokens))
             return {"compile_s": compile_s}
         except RequestError as error:
             return failure("request", str(error))
@@ -42,12 +41,11 @@ class Compiler:
             return failure("compile", f"structured_outputs cannot be compiled: {type(error).__name__}: {error}")
 
 
-def try_out(tokenizer: llguidance.LLTokenizer, text: str) -> None:
+def try_out(start: Matcher, ends: set[int]) -> None:
     """Writes the beginnings of a few answers at random. RequestError if one of them outgrows the limits at once."""
     rng = random.Random(0)
-    ends = set(tokenizer.eos_tokens)
     for _ in range(_NUM_TRIALS):
-        matcher = Matcher(tokenizer, text)
+        matcher = start.copy()
         for _ in range(_TRIAL_TOKENS):
             allowed = matcher.allowed_ids()
             if matcher.error is not None:

@@ -2,7 +2,7 @@
 
 llguidance compiles schemas, but ignores keywords that it does not know, and weakens some combinations of those it does.
 `enforceable` rewrites a schema so that only what it enforces reaches it. Draft 2020-12; `$schema` may name a draft from
-6 on, whose keywords mean the same here or are refused.
+4 on, whose keywords mean the same here, are translated, or are refused.
 """
 
 import re
@@ -16,6 +16,7 @@ import msgspec
 
 from strop.core.errors import RequestError
 from strop.engine.ecma_regex import is_spelled, rust_regex
+from strop.engine.json_schema_dialect import dialect_of, ignored, translated
 
 MAX_DEPTH = 50
 """Of schemas inside schemas; llguidance's own parser allows 128 levels of JSON."""
@@ -36,16 +37,20 @@ ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 
 Schema = dict[str, Any] | bool
 
-_DIALECT = re.compile(r"https?://json-schema\.org/(draft-0[67]|draft/(2019-09|2020-12))/schema#?")
 _ANNOTATIONS = frozenset(
     {"$comment", "$defs", "definitions", "$anchor", "$dynamicAnchor", "title", "description", "default", "examples"}
     | {"example", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType", "contentSchema"}
     | {"discriminator"}
+    # Of editors and of generators of types and forms, as published schemas have them.
+    | {"markdownDescription", "enumDescriptions", "markdownEnumDescriptions", "enumNames", "tsEnumNames", "tsType"}
+    | {"deprecationMessage", "errorMessage", "patternErrorMessage", "defaultSnippets", "doNotSuggest"}
+    | {"suggestSortText", "allowComments", "allowTrailingCommas", "fileMatch"}
 )
+_NOTE = re.compile(r"x-|\$\$|.*[.:]")
+"""How a keyword begins that no draft could have: a tool's own note."""
 _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
     "unevaluatedItems": (True, {}),
-    "unevaluatedProperties": (True, {}),
     "propertyNames": (True, {}),
     "dependentRequired": ({},),
     "dependentSchemas": ({},),
@@ -63,7 +68,6 @@ _NOT_ENFORCED = {
     "dependentRequired": "use anyOf with one schema for each case",
     "dependentSchemas": "use anyOf with one schema for each case",
     "unevaluatedItems": "use items",
-    "unevaluatedProperties": "use additionalProperties",
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
     "$vocabulary": "leave it out",
@@ -112,6 +116,7 @@ def enforceable(document: Schema, pointer: str = "#") -> dict[str, Any]:
         raise _refusal(pointer, "the schema false accepts nothing")
     definitions = gate.definitions()
     gate.check_numbers()
+    gate.check_choices()
     return {**({} if root is True else root), "$defs": definitions, "x-guidance": {**WHITESPACE, **ESCAPES}}
 
 
@@ -147,12 +152,16 @@ class _Gate:
 
     def __init__(self, document: Schema) -> None:
         self._document = document
+        self._dialect = dialect_of(document.get("$schema")) if isinstance(document, dict) else None
         self._num_schemas = 0
         self._names: dict[str, str] = {}
         self._pending: list[str] = []
         self._bounds: list[tuple[str, float, str]] = []
         """Keyword, value and pointer."""
         self._multiples: list[tuple[Decimal, str]] = []
+        self._ignored: list[str] = []
+        """Pointers of what the schema's draft would ignore. It is enforced all the same."""
+        self._has_choices = False
 
     def definitions(self) -> dict[str, Any]:
         """Of all that was referred to; those may refer to more."""
@@ -181,6 +190,15 @@ class _Gate:
                 at = self._multiples[-1][1]
                 raise _refusal(at, "multipleOf is not supported with others whose common multiple is as large as here")
 
+    def check_choices(self) -> None:
+        """Refuses what would let llguidance think that the schemas of a oneOf exclude each other."""
+        if self._has_choices and self._ignored:
+            at = self._ignored[0]
+            raise _refusal(
+                at,
+                f"{_keyword(at)} is ignored by {self._dialect}, which matters to oneOf: set $schema to draft 2020-12",
+            )
+
     def schema(self, schema: Any, at: str, depth: int) -> Schema:
         if isinstance(schema, bool):
             return schema
@@ -190,6 +208,8 @@ class _Gate:
         if depth > MAX_DEPTH or self._num_schemas > MAX_SCHEMAS:
             raise _refusal(at, f"there are more than {MAX_SCHEMAS} schemas, or more than {MAX_DEPTH} inside each other")
         enforced: dict[str, Any] = {}
+        schema = translated(schema, self._dialect)
+        self._ignored += (f"{at}/{keyword}" for keyword in ignored(schema, self._dialect) if keyword in _ENFORCED)
         for keyword, value in schema.items():
             here = f"{at}/{_escaped(keyword)}"
             if keyword in _ENFORCED:
@@ -197,7 +217,7 @@ class _Gate:
                 if "allOf" in made:  # a format is one, too
                     made["allOf"] = enforced.get("allOf", []) + made["allOf"]
                 enforced |= made
-            elif keyword not in _ANNOTATIONS and not keyword.startswith("x-"):
+            elif keyword not in _ANNOTATIONS and not _NOTE.match(keyword):
                 self._check_ignored(keyword, value, here)
         _check_together(schema, at)
         return enforced
@@ -209,11 +229,11 @@ class _Gate:
         if keyword in _NOT_ENFORCED:
             raise _refusal(at, f"{keyword} is not supported: {_NOT_ENFORCED[keyword]}")
         if keyword == "$schema":
-            if not isinstance(value, str) or not _DIALECT.fullmatch(value):
+            if dialect_of(value) is None:
                 raise _refusal(at, f"{_shown(value)} is not supported: write for draft 2020-12")
-        elif keyword == "$id":
-            if at != "#/$id":
-                raise _refusal(at, "$id inside a schema is not supported: use $ref with a path, such as #/$defs/name")
+        elif keyword in ("$id", "id"):
+            if at not in ("#/$id", "#/id"):
+                raise _refusal(at, f"{keyword} inside a schema is not supported: use $ref with a path, as in #/$defs/x")
         else:
             raise _refusal(
                 at,
@@ -241,6 +261,7 @@ class _Gate:
 
     def enforce_one_of(self, value: Any, at: str, depth: int) -> dict[str, Any]:
         """llguidance tells whether schemas exclude each other, but does not look behind a $ref."""
+        self._has_choices = True
         schemas = self._list(value, at, depth)
         for i, schema in enumerate(value):
             alone = schemas[i]
@@ -248,6 +269,43 @@ class _Gate:
                 pointer = self._pointer(schema["$ref"], f"{at}/{i}/$ref")
                 schemas[i] = self.schema(resolve(self._document, pointer, at), pointer, depth)
         return {"oneOf": schemas}
+
+    def enforce_unevaluated(self, value: Any, at: str, depth: int) -> dict[str, Any]:
+        """unevaluatedProperties, where properties, allOf and $ref say which those are, whatever the value is."""
+        schema = resolve(self._document, at[: at.rindex("/")], at)
+        inner = {keyword: inner for keyword, inner in schema.items() if keyword != "unevaluatedProperties"}
+        evaluated = self._evaluated(inner, at, set())
+        rest = self.schema(value, at, depth)
+        if evaluated is None or rest in (True, {}):
+            return {}
+        names = {"properties": {name: True for keyword, name in evaluated if keyword == "properties"}}
+        patterns = {_pattern(name, at): True for keyword, name in evaluated if keyword == "patternProperties"}
+        return {"allOf": [{**names, "patternProperties": patterns, "additionalProperties": rest}]}
+
+    def _evaluated(self, schema: Any, at: str, seen: set[str]) -> dict[tuple[str, str], None] | None:
+        """properties and patternProperties that a schema speaks of, in order; None if of all."""
+        if not isinstance(schema, dict):
+            return {}
+        if "additionalProperties" in schema or "unevaluatedProperties" in schema:
+            return None
+        found = {
+            (keyword, name): None for keyword in ("properties", "patternProperties") for name in schema.get(keyword, ())
+        }
+        inner = list(schema.get("allOf", ()))
+        if "$ref" in schema:
+            pointer = self._pointer(schema["$ref"], at)
+            if pointer not in seen:
+                seen.add(pointer)
+                inner.append(resolve(self._document, pointer, at))
+        for more in (self._evaluated(one, at, seen) for one in inner):
+            if more is None:
+                return None
+            found |= more
+        for choice in (one for keyword in ("anyOf", "oneOf") for one in schema.get(keyword, ())):
+            if self._evaluated(choice, at, seen) != {}:
+                why = "with properties in anyOf or oneOf is not supported: use additionalProperties there"
+                raise _refusal(at, f"unevaluatedProperties {why}")
+        return found
 
     def enforce_properties(self, value: Any, at: str, depth: int) -> dict[str, Any]:
         schemas = self._map(value, at, depth)
@@ -348,6 +406,7 @@ _ENFORCED: dict[str, Enforce] = {
     "pattern": _Gate.enforce_pattern,
     "format": _Gate.enforce_format,
     **dict.fromkeys(("additionalProperties", "items"), _Gate.enforce_schema),
+    "unevaluatedProperties": _Gate.enforce_unevaluated,
     "oneOf": _Gate.enforce_one_of,
     **dict.fromkeys(("allOf", "anyOf", "prefixItems"), _Gate.enforce_list),
     **dict.fromkeys((f"{end}{of}" for end in ("min", "max") for of in ("Length", "Items")), _Gate.enforce_count),

@@ -32,6 +32,7 @@ class SampleRow:
         "_bias_of_masked",
         "_biases",
         "_floats",
+        "_max_tokens",
         "_num_edits",
         "_num_read",
         "_numbers",
@@ -54,8 +55,12 @@ class SampleRow:
         *,
         finish_token_ids: Collection[int],
         matcher: "Matcher | None" = None,
+        max_tokens: int | None = None,
     ) -> None:
-        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids. matcher: a new one, kept here."""
+        """seed: its low 64 bits count. finish_token_ids: what min_tokens forbids. matcher: a new one, kept here.
+
+        max_tokens: how many the answer has, and within which its grammar is to be completed.
+        """
         self.params = params
         self.token_ids = token_ids
         self.prompt_len = prompt_len
@@ -76,10 +81,11 @@ class SampleRow:
             params.temperature == 0.0 and params.logprobs is None and not self._penalised and not params.logit_bias
         )
         self.matcher = matcher
+        self._max_tokens = None if max_tokens is None or max_tokens <= params.min_tokens else max_tokens
         if matcher is not None:
             self._plain = False
-            for token in token_ids[prompt_len:]:
-                matcher.advance(token)
+            for position, token in enumerate(token_ids[prompt_len:]):
+                matcher.advance(token, self._num_left_after(position))
         self._slots: dict[int, int] = {}
         self._num_edits = 0
         self._numbers = np.zeros((3, SMALLEST_EDIT_BUCKET), np.int32)  # token, count, seen
@@ -108,6 +114,7 @@ class SampleRow:
             seq.prompt_len,
             finish_token_ids=seq.finish_token_ids,
             matcher=None if grammar is None else grammar.matcher(),
+            max_tokens=seq.max_tokens,
         )
 
     @property
@@ -130,6 +137,11 @@ class SampleRow:
         """One row of `SampleInputs.ints`."""
         return (*self._top_k_and_seed, self.position)
 
+    def advance(self, token_id: int) -> int:
+        """Tells the matcher the token that was sampled; returns the one to take (`Matcher.advance`)."""
+        assert self.matcher is not None
+        return self.matcher.advance(token_id, self._num_left_after(self.position))
+
     def edits(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits to change now: i32 [3, n] (token, count, seen), f32 [n] (bias). Views, valid until the next call."""
         if self._bias_of_masked and self.position >= self.params.min_tokens:
@@ -141,6 +153,10 @@ class SampleRow:
         elif not self._bias_of_masked and not self.params.logit_bias:
             self._num_edits = 0
         return self._numbers[:, : self._num_edits], self._biases[: self._num_edits]
+
+    def _num_left_after(self, position: int) -> int | None:
+        """Tokens that may follow the one at this position; None if the grammar has no say in that."""
+        return None if self._max_tokens is None else self._max_tokens - position - 1
 
     def _enter_prompt(self) -> None:
         unique = np.unique(np.asarray(self.token_ids[: self.prompt_len], np.int32))
