@@ -68,8 +68,8 @@ class StepLayouts:
 
     def __init__(self, params: Parameters, spec: ModelSpec, layout: Single | Partition, *, may_change: bool) -> None:
         self._params, self._spec, self.stored = params, spec, layout
-        is_dense = isinstance(layout, Partition) and layout.platform == "xla"
-        self._may_change = may_change and is_dense and layout.name in _SHARE_WEIGHTS
+        is_dense = isinstance(layout, Partition) and layout.platform == "xla" and layout.name in _SHARE_WEIGHTS
+        self._may_change = may_change and is_dense
         self._chosen: dict[int, Single | Partition] = {}
 
     @cached_property

@@ -99,8 +99,9 @@ def _packed_rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -
     for name, weight in params.weights.items():
         role, layer = members[name]
         for part, pieces in _packed_parts(role, weight, spec.layers[layer], layout).items():
-            axes = _stored_axes(part, layer, spec, layout)
-            weights[_stack(part, name)] = join_parts([by_shard(name, piece, *axes, layout.mesh) for piece in pieces])
+            rows, columns = _stored_axes(part, layer, spec, layout)
+            shared = [by_shard(name, piece, rows, columns, layout.mesh) for piece in pieces]
+            weights[_stack(part, name)] = join_parts(shared)
     return replace(params, weights=weights, layers=tuple(map(_new_places, params.layers)))
 
 
@@ -163,12 +164,8 @@ def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> P
     def of_weight(name: str, weight: AnyWeight) -> AnyWeight:
         role, layer = members[name]
         rows, columns = _stored_axes(role, layer, spec, layout)
-        return join_parts(
-            [
-                replace(part, data=P(None, rows, columns) if part.format == "dense" else P(None, (*rows, *columns)))
-                for part in weight.parts
-            ]
-        )
+        specs: Any = {True: P(None, rows, columns), False: P(None, (*rows, *columns))}
+        return join_parts([replace(part, data=specs[part.format == "dense"]) for part in weight.parts])
 
     weights: dict[str, AnyWeight] = {name: of_weight(name, weight) for name, weight in params.weights.items()}
     vectors, ropes = jax.tree.map(lambda _: P(), (params.vectors, params.ropes))
