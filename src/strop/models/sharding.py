@@ -32,7 +32,8 @@ def make_mesh(shape: MeshShape) -> Mesh:
     if shape.size() > len(devices):
         raise UnsupportedError(
             f"mesh {shape} has {shape.size()} devices, and this process sees {len(devices)} of {devices[0].platform}:"
-            " take a smaller mesh"
+            " take a smaller mesh; a processor is split for trials by"
+            f" XLA_FLAGS=--xla_force_host_platform_device_count={shape.size()}"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: shape.size()])
 
