@@ -27,7 +27,8 @@ def render_plan(plan: Plan, model: str) -> str:
         f"<h2>Chosen: {escape(plan.reason)}</h2><dl>{facts}</dl>",
         '<h2>Latency and cost</h2><div class="plots">',
         *map(render_svg, plots(plan)),
-        "</div><p>Points are labelled devices/batch where no other is both faster and cheaper; dashed: int8 weights.</p>",
+        "</div><p>Points are labelled devices/batch where no other is both faster and cheaper;"
+        " dashed: int8 weights.</p>",
         f"<h2>Frontier</h2>{_table(frontier_table(plan))}",
         *(f"<h2>{escape(title)}</h2>{_table(table)}" for title, table in card_tables(plan)),
         "</body></html>\n",
