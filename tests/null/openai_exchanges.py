@@ -77,7 +77,9 @@ def answer(
         ids = (300,) if ended else tuple(text.encode())
         logprobs = () if logprob is None else tuple(TokenLogprob(i, logprob, ((i, logprob), (65, -9.5))) for i in ids)
         reason = finish_reason if ended else None
-        deltas.append(Delta("r", index, text, ids, logprobs, reason, stop_reason if ended else None, 2))
+        why = stop_reason if ended else None
+        by_token = reason == "stop" and not isinstance(why, str)
+        deltas.append(Delta("r", index, text, ids, logprobs, reason, why, 2, ended_by_token=by_token))
     return deltas
 
 

@@ -302,7 +302,7 @@ def test_logprobs_name_bytes_and_have_no_infinity() -> None:
         TokenLogprob(0xA9, float("nan"), ()),
         TokenLogprob(300, -1.0, ()),
     )
-    delta = Delta("r", 0, "é", (0xC3, 0xA9, 300), tokens, "stop")
+    delta = Delta("r", 0, "é", (0xC3, 0xA9, 300), tokens, "stop", ended_by_token=True)
     reply = completion(drive(parse(logprobs=True, top_logprobs=2), [delta]))
     first, second = reply.choices[0].logprobs.content
     assert (first.token, first.bytes, first.logprob) == ("bytes:\\xc3", [0xC3], -0.25)
@@ -314,8 +314,6 @@ def test_logprobs_name_bytes_and_have_no_infinity() -> None:
 def test_only_a_token_that_ended_the_answer_goes_unreported(reason: Any, stop_reason: Any, kept: int) -> None:
     deltas = answer("a", finish_reason=reason, stop_reason=stop_reason, logprob=-1.0)
     assert len(completion(drive(parse(logprobs=True), deltas)).choices[0].logprobs.content) == kept
-    included = parse(logprobs=True, include_stop_str_in_output=True)
-    assert len(completion(drive(included, deltas)).choices[0].logprobs.content) == 2
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused() -> None:

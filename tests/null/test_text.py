@@ -49,6 +49,17 @@ def stream(
     return deltas
 
 
+@pytest.mark.parametrize("included", [False, True])
+@pytest.mark.parametrize("stop", [(), ("never said",)])
+def test_the_last_token_is_text_unless_it_only_ended_the_answer(included: bool, stop: tuple[str, ...]) -> None:
+    params = SamplingParams(stop=stop, include_stop_str_in_output=included, skip_special_tokens=False)
+    eos_id = min(TOKENIZER.eos_ids)
+    (ended,) = stream(params, [[*ids_of("a"), eos_id]], "stop")
+    assert ended.ended_by_token == (not included) and ended.text == "a" + (TOKENIZER.decode([eos_id], False) * included)
+    (complete,) = stream(params, [ids_of("{}")], "stop")  # as a grammar ends it
+    assert not complete.ended_by_token and complete.text == "{}"
+
+
 def naive(params: SamplingParams, ids: list[int]) -> tuple[str, str | None, int]:
     """(text, stop string, tokens used) by decoding every prefix of the tokens as a whole."""
 

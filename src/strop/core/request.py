@@ -181,6 +181,8 @@ class Delta:
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    ended_by_token: bool = False
+    """The last token only ended the answer: it is no part of the text. A grammar may end one without such a token."""
 
 
 @dataclass(slots=True)

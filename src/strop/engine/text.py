@@ -90,11 +90,12 @@ class StreamDetokenizer:
             return None
         choice.ended = event.finish_reason is not None
         spellings = [self._spell(token_id) for token_id in event.token_ids]
-        if not self._params.include_stop_str_in_output and self._ended_by_last_token(event):
+        ended_by_token = not self._params.include_stop_str_in_output and self._ended_by_last_token(event)
+        if ended_by_token:
             spellings[-1] = b""
         if not self._stops:
             text = choice.decoder.decode(b"".join(spellings), choice.ended)
-            return _delta(event, text)
+            return _delta(event, text, ended_by_token=ended_by_token)
         pieces = []
         for num_used, spelling in enumerate(spellings, 1):
             choice.num_tokens += 1
@@ -107,7 +108,7 @@ class StreamDetokenizer:
             pieces += [piece, choice.held]
             if stop is not None:
                 return _delta(event, "".join(pieces), len(spellings), stop)
-        return _delta(event, "".join(pieces))
+        return _delta(event, "".join(pieces), ended_by_token=ended_by_token)
 
     def _spell(self, token_id: int) -> bytes:
         return b"" if token_id in self._skipped_ids else self._tokenizer.token_bytes(token_id)
@@ -197,7 +198,9 @@ class _Choice:
     ended: bool = False
 
 
-def _delta(event: TokenEvent, text: str, num_used: int | None = None, stop: str | None = None) -> Delta:
+def _delta(
+    event: TokenEvent, text: str, num_used: int | None = None, stop: str | None = None, *, ended_by_token: bool = False
+) -> Delta:
     return Delta(
         event.request_id,
         event.index,
@@ -208,4 +211,5 @@ def _delta(event: TokenEvent, text: str, num_used: int | None = None, stop: str 
         event.stop_reason if stop is None else stop,
         event.num_cached_tokens,
         event.prompt_logprobs,
+        ended_by_token,
     )

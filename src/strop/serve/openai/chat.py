@@ -218,7 +218,7 @@ class ChatExchange:
             choice.finish_reason = "tool_calls" if choice.reader.has_calls and reason == "stop" else reason
         logprobs: Sequence[TokenLogprob] = ()
         if delta.logprobs and not choice.reader.has_thought:
-            logprobs = reported(delta, self._params)
+            logprobs = reported(delta)
         if not self.stream:
             self._keep(choice, pieces, logprobs)
             return b""

@@ -191,7 +191,7 @@ class CompletionExchange:
                 logprobs = choice.speller.spell_prompt(prompt.text, prompt.token_ids, prompt.logprobs)
         choice.is_begun = True
         if reports:
-            logprobs.extend(choice.speller.spell(reported(delta, self._params)))
+            logprobs.extend(choice.speller.spell(reported(delta)))
         return text, logprobs
 
     def _answer(self, index: int, choice: _Choice) -> CompletionChoice:

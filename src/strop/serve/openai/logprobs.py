@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from strop.core.request import Delta, SamplingParams, TokenLogprob
+from strop.core.request import Delta, TokenLogprob
 from strop.serve.openai.exchange import Vocabulary
 
 _LOWEST = -9999.0  # JSON has no infinity
@@ -52,12 +52,9 @@ class CompletionLogprobs(Struct):
         self.text_offset += more.text_offset
 
 
-def reported(delta: Delta, params: SamplingParams) -> Sequence[TokenLogprob]:
+def reported(delta: Delta) -> Sequence[TokenLogprob]:
     """The log probabilities of a delta's text: without the token that only ended it."""
-    ended_by_token = delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
-    if ended_by_token and not params.include_stop_str_in_output:
-        return delta.logprobs[:-1]
-    return delta.logprobs
+    return delta.logprobs[:-1] if delta.ended_by_token else delta.logprobs
 
 
 def content_logprobs(logprobs: Sequence[TokenLogprob], vocabulary: Vocabulary) -> list[ContentLogprob]:

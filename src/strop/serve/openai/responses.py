@@ -294,7 +294,7 @@ class ResponsesExchange:
         self._tally.add(which, delta, self._reader.has_thought)
         logprobs: list[ContentLogprob] = []
         if delta.logprobs and not self._reader.has_thought:
-            logprobs = content_logprobs(reported(delta, self.asked[0].params), self._served.vocabulary)
+            logprobs = content_logprobs(reported(delta), self._served.vocabulary)
             if self._tools is None and not pieces:
                 pieces = [""]  # of a token without text, too
         for piece in pieces:
