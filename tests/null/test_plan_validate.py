@@ -103,10 +103,3 @@ def test_a_broken_promise_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 1
     assert "larger errors than promised: table1\n" in result.output
     assert "table1\t6\t0.98 %\t50 %\t1.5 %\t" in result.output
-
-
-def test_there_is_nothing_else_to_do_yet() -> None:
-    from strop.core.errors import RequestError
-
-    with pytest.raises(RequestError, match="give --validate"):
-        command.main([], standalone_mode=False)

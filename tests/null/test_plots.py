@@ -51,3 +51,13 @@ def test_names_are_escaped_and_lines_told_apart() -> None:
     svg = render_svg(Plot("<t>", "<x>", "<y>", [Series("<s>", [(1, 1)], colour=i) for i in (0, 8)]))
     assert not re.search("<[tsxy]>", svg)
     assert svg.count("stroke-dasharray") == 2  # the second line, and its key
+
+
+def test_logarithmic_both_ways_and_labels() -> None:
+    points = [(1.0, 100.0), (10.0, 10.0), (100.0, 1.0)]
+    plot = Plot("t", "x", "y", [Series("s", points, labels=("a<b", "", "c"))], is_log_x=True, is_log_y=True)
+    ((one, two, three),) = drawn(plot)
+    assert two[0] - one[0] == pytest.approx(three[0] - two[0], abs=0.2)
+    assert two[1] - one[1] == pytest.approx(three[1] - two[1], abs=0.2)
+    svg = render_svg(plot)
+    assert ">a&lt;b</text>" in svg and ">c</text>" in svg and "></text>" not in svg

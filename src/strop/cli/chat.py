@@ -11,6 +11,7 @@ from strop.cli.chat_session import ChatSession
 from strop.cli.options import (
     engine_config,
     engine_options,
+    plan_option,
     read_template_file,
     sampling_flags,
     sampling_options,
@@ -26,6 +27,7 @@ from strop.core.errors import StropError
 @click.argument("model")
 @sampling_options(max_tokens=0)
 @template_options()
+@plan_option()
 @engine_options()
 def command(model: str, system: str | None, template: Path | None, **settings: Any) -> None:
     """Answers line by line and remembers what was said.

@@ -14,7 +14,7 @@ VERBS = {
     "bench": "measure a model on this machine, beside other engines",
     "bench serve": "load on an OpenAI-compatible server: latencies, throughput, goodput, cost",
     "eval": "perplexity of a model, and its distance from a reference model",
-    "plan": "how far the planner is from published measurements",
+    "plan": "how to run a model on hardware: latency, cost, memory, and what binds",
     "inspect": "what a model file holds, takes, and could reach here, without loading it",
     "models": "what is cached, and removing it",
 }

@@ -63,7 +63,43 @@ def engine_options() -> Callable[[Function], Function]:
         ),
         click.option("--memory", default=0.0, help="Memory limit in GiB; 0 means what is available."),
         click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores."),
+        click.option("--mesh", default="", help="Devices to partition the model over, such as 8 or 2x4."),
+        click.option(
+            "--layout", default="auto", help="How: ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as sends least."
+        ),
     )
+
+
+def plan_option() -> Callable[[Function], Function]:
+    """`--plan FILE`: its settings become the defaults of the verb's other options."""
+    return click.option(
+        "--plan",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_take_plan,
+        help="File that `strop plan --out` wrote: its limits are taken where no other option says more.",
+    )
+
+
+_OPTION_OF_SETTING = {
+    "max_num_seqs": "max_seqs",
+    "max_step_tokens": "max_step_tokens",
+    "max_chunk_tokens": "max_chunk_tokens",
+    "max_context_len": "context",
+    "kv_dtype": "kv_dtype",
+    "num_threads": "threads",
+}
+
+
+def _take_plan(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    from strop.core.plan_file import read_engine_settings
+
+    settings = read_engine_settings(path)
+    named = {option: settings[name] for name, option in _OPTION_OF_SETTING.items() if name in settings}
+    context.default_map = {**(context.default_map or {}), **named}
 
 
 def sampling_params(settings: Mapping[str, Any]) -> SamplingParams:
@@ -87,6 +123,8 @@ def engine_config(settings: Mapping[str, Any], max_num_seqs: int = 1) -> EngineC
         kv_dtype=settings["kv_dtype"],
         memory_bytes=int(memory * GIB),
         num_threads=settings["threads"],
+        mesh=settings["mesh"],
+        layout=settings["layout"],
     )
 
 

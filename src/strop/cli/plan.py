@@ -1,8 +1,9 @@
-"""`strop plan --validate`: how far the planner's model is from the paper that it follows."""
+"""`strop plan`: how to run a model on hardware, and how far the planner's model is from the paper that it follows."""
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,13 +15,35 @@ if TYPE_CHECKING:
 
 
 @click.command("plan")
+@click.argument("model", required=False)
+@click.option("--hardware", help="A name of the catalog with xN for N of them, such as h200x8, or a file.toml.")
+@click.option(
+    "--objective",
+    default="",
+    help="Bounds and an aim: ttft=200ms,itl=30ms (also max_itl, e2e), and cost, latency, throughput or balance.",
+)
+@click.option("--traffic", help="in=512,out=128,rate=4 (rate: requests per second), or a CSV file of arrivals.")
+@click.option("--mesh", help="Devices of one copy by axis, such as 2x4; else any shape.")
+@click.option("--weights", type=click.Choice(["bf16", "int8"]), help="Precision of the weights; else either.")
+@click.option(
+    "--price-per-hour", type=click.FloatRange(0), help="Of one device; else the catalog's, or device-seconds."
+)
+@click.option("--explain", is_flag=True, help="Show the chosen configuration op by op.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots of latency and cost.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the choice, for --plan of serve and run.")
 @click.option("--validate", is_flag=True, help="Replay Pope et al. 2022: each table and figure against the model.")
 @click.option(
     "--calibrate", is_flag=True, help="Measure this machine's kernels, for less than a minute, and keep that."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
-def command(validate: bool, calibrate: bool, as_json: bool) -> None:
-    """Says how far the planner's model is from measurements, or measures this machine.
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+def command(model: str | None, validate: bool, calibrate: bool, as_json: bool, **asked: Any) -> None:
+    """Chooses how to run a model on hardware: precision, devices, layout, batch and chunks.
+
+    MODEL is a published name (palm-8b, palm-62b, palm-540b, mt-nlg-530b), a GGUF file, a Hugging Face folder, an
+    artifact folder, or a Hub id. Prints the Pareto frontier of latency against cost, and the choice with what to expect
+    of it: latencies, throughput, cost, memory, and what binds. Nothing is loaded or run. The CSV file has the columns
+    time_s, prompt_tokens and output_tokens, as for bench serve. An objective that nothing reaches ends with exit code 1
+    and the nearest that does.
 
     With --validate it replays "Efficiently Scaling Transformer Inference": counts, communication volumes, memory and
     MFU against the paper's tables, and the latency model against its measurements of PaLM and MT-NLG on TPU v4, to a
@@ -29,8 +52,13 @@ def command(validate: bool, calibrate: bool, as_json: bool) -> None:
     With --calibrate it measures what this machine's kernels take: products by weight format, size and rows, attention
     by heads and rows, and what a step takes beside them. Wants an idle machine.
     """
-    if validate == calibrate:
-        raise RequestError("give either --validate or --calibrate")
+    if [model is not None, validate, calibrate].count(True) != 1:
+        raise RequestError("give either a model and --hardware, or --validate, or --calibrate")
+    if model is not None:
+        from strop.cli.plan_search import show_plan
+
+        show_plan(model, as_json=as_json, **asked)
+        return
     if calibrate:
         _calibrate(as_json)
         return

@@ -12,6 +12,7 @@ from strop.cli.answer import Answer, interrupts
 from strop.cli.options import (
     engine_config,
     engine_options,
+    plan_option,
     read_template_file,
     sampling_options,
     sampling_params,
@@ -29,6 +30,7 @@ _START = time.perf_counter()
 @sampling_options(max_tokens=256)
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text: no chat template.")
 @template_options()
+@plan_option()
 @engine_options()
 @click.option("--json", "json_line", is_flag=True, help="End with one JSON line instead of a summary.")
 def command(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from strop.cli.options import engine_config, engine_options, read_template_file
+from strop.cli.options import engine_config, engine_options, plan_option, read_template_file
 from strop.cli.verb import start_up
 
 _START = time.perf_counter()
@@ -54,6 +54,7 @@ _START = time.perf_counter()
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Of the lines on standard error."
 )
+@plan_option()
 @engine_options()
 def command(
     model: str,

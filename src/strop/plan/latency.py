@@ -13,7 +13,9 @@ Times compose as the programs of Pope et al. 2022 run (section 3.5, and the code
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 from strop.core.errors import RequestError, UnsupportedError
@@ -110,11 +112,32 @@ class Seconds(NamedTuple):
 
     def times(self, count: float) -> "Seconds":
         """As often."""
-        return Seconds(*(count * part for part in self))
+        return Seconds(count * self.products, count * self.attention, count * self.links, count * self.latency)
 
     def plus(self, other: "Seconds") -> "Seconds":
         """One after the other."""
-        return Seconds(*(one + two for one, two in zip(self, other, strict=True)))
+        return Seconds(
+            self.products + other.products,
+            self.attention + other.attention,
+            self.links + other.links,
+            self.latency + other.latency,
+        )
+
+
+class Term(NamedTuple):
+    """One operation or exchange of a pass, as every device does it."""
+
+    name: str
+    seconds: Seconds
+    flops: float = 0.0
+    num_bytes: float = 0.0
+    """Of its memory, read or written."""
+    sent_bytes: float = 0.0
+
+
+def total_of(terms: Iterable[Term]) -> Seconds:
+    """All of them, one after the other."""
+    return reduce(Seconds.plus, (term.seconds for term in terms), Seconds(0.0, 0.0, 0.0, 0.0))
 
 
 def layers_latency(spec: ModelSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> Seconds:
@@ -126,7 +149,12 @@ def layers_latency(spec: ModelSpec, step: Pass, placed: Placed, coefficients: Co
 
 
 def layer_latency(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> Seconds:
-    """Seconds of one layer.
+    """Seconds of one layer: all of `layer_terms`, which see."""
+    return total_of(layer_terms(model_dim, layer, step, placed, coefficients))
+
+
+def layer_terms(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> list[Term]:
+    """What one layer does.
 
     Raises:
         UnsupportedError: it is a mixture of experts, which is not modelled.
@@ -143,14 +171,15 @@ def layer_latency(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, 
     mlp_in = mlp.ffn_dim * (2 if mlp.gated else 1)
     kv_in_products = kv_width if keys_with_queries(placed.layout, heads.num_kv_heads, placed.mesh) else 0
     blocks = (
-        [(head_width + kv_in_products + mlp_in, head_width + mlp.ffn_dim)]
+        [("", head_width + kv_in_products + mlp_in, head_width + mlp.ffn_dim)]
         if layer.parallel
-        else [(head_width + kv_in_products, head_width), (mlp_in, mlp.ffn_dim)]
+        else [("attention ", head_width + kv_in_products, head_width), ("MLP ", mlp_in, mlp.ffn_dim)]
     )
-    total = Seconds(0.0, _attention_s(layer, step, placed, coefficients), 0.0, 0.0)
-    for in_width, out_width in blocks:
-        total = total.plus(_block(model_dim, in_width, out_width, step, clock))
-    total = total.plus(Seconds(clock.product_s(step.tokens, model_dim * (kv_width - kv_in_products)), 0.0, 0.0, 0.0))
+    terms = [_attention(layer, step, placed, coefficients)]
+    for name, in_width, out_width in blocks:
+        terms += _block(name, model_dim, in_width, out_width, step, clock)
+    if kv_width > kv_in_products:
+        terms.append(clock.product("keys and values", step.tokens, model_dim * (kv_width - kv_in_products)))
     around = attention(
         placed.sharding,
         placed.layout,
@@ -160,44 +189,54 @@ def layer_latency(model_dim: int, layer: LayerSpec, step: Pass, placed: Placed, 
         heads.head_dim,
         placed.mesh,
     )
-    for collective in around:
-        total = total.plus(clock.exchange(collective))
+    terms += [clock.exchange(collective) for collective in around]
     kernels = PARALLEL_KERNELS if layer.parallel else SERIAL_KERNELS
     if kv_width > kv_in_products:
         kernels += KV_KERNELS
-    return total.plus(Seconds(0.0, 0.0, 0.0, kernels * coefficients.launch_latency_s))
+    terms.append(Term("kernels", Seconds(0.0, 0.0, 0.0, kernels * coefficients.launch_latency_s)))
+    return terms
 
 
 def head_latency(spec: ModelSpec, step: Pass, placed: Placed, coefficients: Coefficients, *, rows: int) -> Seconds:
     """Seconds of embedding all tokens and of `rows` rows of logits, in float32, with one token sampled for each."""
+    return total_of(head_terms(spec, step, placed, coefficients, rows=rows))
+
+
+def head_terms(spec: ModelSpec, step: Pass, placed: Placed, coefficients: Coefficients, *, rows: int) -> list[Term]:
+    """What embedding all tokens and `rows` rows of logits takes."""
     clock = _Clock(placed, coefficients)
     mesh, devices = placed.mesh, placed.mesh.size()
     stored = ITEM_BYTES["bf16"] * spec.vocab_size * spec.model_dim / devices
-    products = clock.product_s(rows, spec.model_dim * spec.vocab_size, num_bytes=stored)
-    total = Seconds(products, 0.0, 0.0, HEAD_KERNELS * coefficients.launch_latency_s)
+    terms = [
+        clock.product("head", rows, spec.model_dim * spec.vocab_size, num_bytes=stored),
+        Term("kernels", Seconds(0.0, 0.0, 0.0, HEAD_KERNELS * coefficients.launch_latency_s)),
+    ]
     logits = rows * spec.vocab_size * LOGIT_BYTES / ACTIVATION_BYTES
     for collective in (
         Collective("all_reduce", ("z", "y"), step.tokens * spec.model_dim / mesh.x),
         Collective("reduce_scatter", ("x",), logits / (mesh.y * mesh.z)),
         Collective("all_to_all", ("y", "z"), logits / devices),
     ):
-        total = total.plus(clock.exchange(collective))
-    return total
+        terms.append(clock.exchange(collective))
+    return terms
 
 
-def _block(model_dim: int, in_width: int, out_width: int, step: Pass, clock: "_Clock") -> Seconds:
+def _block(name: str, model_dim: int, in_width: int, out_width: int, step: Pass, clock: "_Clock") -> list[Term]:
     """Two products and their exchanges."""
     placed = clock.placed
     gathered = placed.mesh.size(GATHERED[placed.layout])
-    widths = {"in": in_width, "out": out_width}
-    products = {beside: clock.product_s(step.tokens, model_dim * width, gathered) for beside, width in widths.items()}
-    total = Seconds(sum(products.values()), 0.0, 0.0, 0.0)
+    products = {
+        beside: clock.product(f"{name}product {beside}", step.tokens, model_dim * width, gathered)
+        for beside, width in (("in", in_width), ("out", out_width))
+    }
+    exchanges = []
     for collective in feed_forward(placed.layout, step.tokens, model_dim, in_width, out_width, placed.mesh):
-        total = total.plus(clock.exchange(collective, products.get(collective.beside)))
-    return total
+        beside = products.get(collective.beside)
+        exchanges.append(clock.exchange(collective, None if beside is None else beside.seconds.products))
+    return [*products.values(), *exchanges]
 
 
-def _attention_s(layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> float:
+def _attention(layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coefficients) -> Term:
     heads, device, devices = layer.attention, placed.device, placed.mesh.size()
     seen = min(step.context_len, heads.window_len or step.context_len)
     scores = step.tokens * seen * heads.num_heads / devices
@@ -208,9 +247,11 @@ def _attention_s(layer: LayerSpec, step: Pass, placed: Placed, coefficients: Coe
     cache_rate = rate
     if heads.num_kv_heads == heads.num_heads and step.new_tokens == 1:
         cache_rate = device.memory_bytes_per_s * coefficients.multihead_cache_efficiency
-    multiplied = 4 * scores * heads.head_dim / (device.peak("bf16") * coefficients.matmul_efficiency)
-    through_memory = scores * SCORE_BYTES / rate if step.new_tokens > 1 else cached / cache_rate
-    return multiplied + through_memory
+    flops = 4 * scores * heads.head_dim
+    multiplied = flops / (device.peak("bf16") * coefficients.matmul_efficiency)
+    num_bytes = scores * SCORE_BYTES if step.new_tokens > 1 else cached
+    through_memory = num_bytes / (rate if step.new_tokens > 1 else cache_rate)
+    return Term("attention", Seconds(0.0, multiplied + through_memory, 0.0, 0.0), flops, num_bytes)
 
 
 class _Clock:
@@ -229,21 +270,28 @@ class _Clock:
         self.memory_bytes_per_s = device.memory_bytes_per_s * coefficients.memory_efficiency
         self.link_bytes_per_s = device.link_bytes_per_s * coefficients.link_efficiency
 
-    def product_s(self, tokens: float, num_weights: float, gathered: int = 1, num_bytes: float | None = None) -> float:
-        """Seconds of a product with `num_weights` weights, all devices together, each streaming `gathered` shares."""
+    def product(
+        self, name: str, tokens: float, num_weights: float, gathered: int = 1, num_bytes: float | None = None
+    ) -> Term:
+        """A product with `num_weights` weights, all devices together, each streaming `gathered` shares."""
         devices = self.placed.mesh.size()
         if num_bytes is None:
             num_bytes = num_weights * gathered / devices * ITEM_BYTES[self.placed.weight_dtype]
-        return math.hypot(2 * tokens * num_weights / devices / self.flops_per_s, num_bytes / self.memory_bytes_per_s)
+        flops = 2 * tokens * num_weights / devices
+        seconds = math.hypot(flops / self.flops_per_s, num_bytes / self.memory_bytes_per_s)
+        return Term(name, Seconds(seconds, 0.0, 0.0, 0.0), flops, num_bytes)
 
-    def exchange(self, collective: Collective, product_s: float | None = None) -> Seconds:
+    def exchange(self, collective: Collective, product_s: float | None = None) -> Term:
         """What an exchange adds, looped with a product of `product_s` seconds if there is one."""
+        name = f"{collective.kind.replace('_', '-')} over {''.join(collective.axes)}"
+        if collective.beside != "none":
+            name += f", looped with product {collective.beside}"
         sizes = [getattr(self.placed.mesh, axis) for axis in collective.axes]
         sizes = [size for size in sizes if size > 1]
         if not sizes:
-            return Seconds(0.0, 0.0, 0.0, 0.0)
+            return Term(name, Seconds(0.0, 0.0, 0.0, 0.0))
         if collective.moves == "weights":
-            return self._gather_weights(collective, product_s or 0.0, math.prod(sizes))
+            return self._gather_weights(name, collective, product_s or 0.0, math.prod(sizes))
         links_s, sends, kernels = 0.0, 0, 0
         elements = collective.elements * (2 if collective.kind == "all_reduce" else 1)
         for stage, size in enumerate(sizes):
@@ -257,12 +305,14 @@ class _Clock:
             else:
                 links_s += sent_s
         latency_s = sends * self.coefficients.send_latency_s + kernels * self.coefficients.launch_latency_s
-        return Seconds(0.0, 0.0, links_s, latency_s)
+        sent_bytes = collective.sent(self.placed.mesh, exact=True) * ACTIVATION_BYTES
+        return Term(name, Seconds(0.0, 0.0, links_s, latency_s), sent_bytes=sent_bytes)
 
-    def _gather_weights(self, collective: Collective, product_s: float, devices: int) -> Seconds:
+    def _gather_weights(self, name: str, collective: Collective, product_s: float, devices: int) -> Term:
         num_bytes = collective.elements * ITEM_BYTES[self.placed.weight_dtype] * (devices - 1) / devices
         added_s = _looped(product_s, num_bytes / self._link(), devices) - product_s
-        return Seconds(0.0, 0.0, added_s, (devices - 1) * self.coefficients.send_latency_s)
+        latency_s = (devices - 1) * self.coefficients.send_latency_s
+        return Term(f"weights' {name}", Seconds(0.0, 0.0, added_s, latency_s), sent_bytes=num_bytes)
 
     def _link(self) -> float:
         if self.link_bytes_per_s <= 0:

@@ -21,6 +21,8 @@ class Series:
     points: list[tuple[float, float]]
     colour: int = 0
     is_dashed: bool = False
+    labels: tuple[str, ...] = ()
+    """Of the points, one each ("" for none), or none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Plot:
     y_label: str
     series: list[Series]
     is_log_x: bool = False
+    is_log_y: bool = False
     has_marks: bool = False
     """A dot at every point."""
 
@@ -64,15 +67,22 @@ class _Axis:
 
 def render_svg(plot: Plot) -> str:
     """An <svg> element and its legend; "nothing to draw" if there is none."""
-    lines = [(one, [(x, y) for x, y in one.points if x > 0 or not plot.is_log_x]) for one in plot.series]
+
+    def is_drawn(x: float, y: float) -> bool:
+        return (x > 0 or not plot.is_log_x) and (y > 0 or not plot.is_log_y)
+
+    lines = [(one, [(x, y) for x, y in one.points if is_drawn(x, y)]) for one in plot.series]
     points = [point for _, some in lines for point in some]
     if not points:
         return f"<figure><figcaption>{escape(plot.title)}</figcaption><p>nothing to draw</p></figure>"
     x_axis = _axis([x for x, _ in points], plot.is_log_x, _LEFT, _WIDTH - _RIGHT)
-    y_axis = _axis([y for _, y in points], False, _HEIGHT - _BOTTOM, _TOP)
+    y_axis = _axis([y for _, y in points], plot.is_log_y, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_grid(x_axis, y_axis), *_labels(plot)]
     for one, some in lines:
-        parts += _line(one, [(x_axis.place(x), y_axis.place(y)) for x, y in some], plot.has_marks)
+        places = [(x_axis.place(x), y_axis.place(y)) for x, y in some]
+        parts += _line(one, places, plot.has_marks)
+        if len(one.labels) == len(places):
+            parts += [_point_label(*place, label) for place, label in zip(places, one.labels, strict=True) if label]
     keys = "".join(
         f'<li><svg viewBox="0 0 24 8" class="key" aria-hidden="true">{"".join(_line(one, [(0, 4), (24, 4)], False))}'
         f"</svg>{escape(one.name)}</li>"
@@ -126,3 +136,8 @@ def _line(series: Series, places: list[tuple[float, float]], has_marks: bool) ->
     if has_marks:
         parts += [f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
     return parts
+
+
+def _point_label(x: float, y: float, label: str) -> str:
+    anchor, shift = ("end", -5) if x > (_LEFT + _WIDTH) / 2 else ("start", 5)
+    return f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{escape(label)}</text>'

@@ -1,0 +1,121 @@
+"""`strop plan MODEL --hardware NAME`: searches, and shows what it found."""
+
+import json
+from pathlib import Path
+
+from strop.cli.output import print_facts, print_table
+from strop.cli.plan_text import card_tables, chosen_facts, frontier_table
+from strop.core.errors import RequestError, UnsupportedError
+from strop.machine.catalog import devices, find_machines
+from strop.models.published import PUBLISHED, published_spec
+from strop.models.spec import ModelSpec
+from strop.plan.emit import plan_file
+from strop.plan.objective import parse_objective
+from strop.plan.search import Plan, Wish, search
+from strop.plan.space import WEIGHT_DTYPES, parse_mesh
+from strop.plan.traffic import Traffic, parse_traffic, recorded_traffic, traffic_for
+from strop.plan.validate import pope_coefficients
+
+
+def show_plan(
+    model: str,
+    *,
+    hardware: str | None,
+    objective: str,
+    traffic: str | None,
+    mesh: str | None,
+    weights: str | None,
+    price_per_hour: float | None,
+    explain: bool,
+    html: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Prints the plan, and writes the files that were asked for. Raises what `search` and the parsers raise."""
+    if hardware is None:
+        raise RequestError(f"--hardware is missing: give one of {', '.join(devices())}, with xN for N of them")
+    machines, wanted = find_machines(hardware), parse_objective(objective)
+    asked = None if traffic is None else read_traffic(traffic)
+    shape = None if mesh is None else parse_mesh(mesh, machines)
+    spec = find_spec(model)
+    price = machines.device.usd_per_device_hour if price_per_hour is None else price_per_hour
+    dtypes = WEIGHT_DTYPES if weights is None else (weights,)
+    wish = Wish(spec, machines, traffic_for(spec, asked), wanted, pope_coefficients(), shape, dtypes, price)
+    plan = search(wish)
+    if html is not None:
+        from strop.cli.plan_page import render_plan
+
+        _write(html, render_plan(plan, model))
+    if out is not None:
+        _write(out, json.dumps(plan_file(plan, model), indent=1) + "\n")
+    if as_json:
+        _print_json(plan, model, explain=explain)
+    else:
+        _print(plan, explain=explain)
+
+
+def find_spec(model: str) -> ModelSpec:
+    """Of a published name, or of a file, folder or Hub id, whose weights are not read."""
+    if model in PUBLISHED:
+        return published_spec(model)
+    from strop.formats.checkpoint import open_checkpoint
+    from strop.models.reader import load_spec
+
+    if "/" not in model and not Path(model).exists():
+        return published_spec(model)  # says which there are
+    spec = load_spec(open_checkpoint(model))
+    if not spec.causal:
+        raise UnsupportedError(f"{model}: an encoder, which writes no answers: plan for a decoder")
+    return spec
+
+
+def read_traffic(text: str) -> Traffic:
+    """Of `in=512,out=128`, or a CSV file of arrivals."""
+    if "=" in text and not Path(text).exists():
+        return parse_traffic(text)
+    from strop.bench.serve.load import read_trace
+
+    arrivals = read_trace(Path(text))
+    lengths = [arrival.lengths for arrival in arrivals]
+    return recorded_traffic(
+        [arrival.time_s for arrival in arrivals],
+        [one.prompt_tokens for one in lengths],
+        [one.output_tokens for one in lengths],
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written ({error.strerror}): give another path") from None
+
+
+def _print_json(plan: Plan, model: str, *, explain: bool) -> None:
+    found = {"model": model, **plan.as_json()}
+    if explain:
+        from strop.plan.explain import explain as explain_chosen
+
+        found["explain"] = [card.as_json() for card in explain_chosen(plan.chosen)]
+    print(json.dumps(found, indent=1))
+
+
+def _print(plan: Plan, *, explain: bool) -> None:
+    header, rows = frontier_table(plan)
+    print_table(header, rows, right_aligned=[*header[1:2], header[4], *header[8:14], header[-1]])
+    print()
+    print_facts([("chosen", plan.reason), *chosen_facts(plan), ("figures", _source(plan))])
+    if explain:
+        for title, (header, rows) in card_tables(plan):
+            print(f"\n{title}")
+            print_table(header, rows, right_aligned=header[1:7])
+
+
+def _source(plan: Plan) -> str:
+    device = plan.wish.machines.device
+    text = "predicted, nothing was run; a tenth of memory and a fifth of capacity are kept free"
+    if device.name != "tpu-v4":
+        text += f"; efficiencies are those fitted to TPU v4, not measured on {device.title}"
+    if plan.chosen.model.weight_dtype == "int8":
+        text += "; int8 weights change answers a little: measure that with `strop eval`"
+    return text

@@ -1,0 +1,26 @@
+"""A plan as a file that `strop serve --plan` and `strop run --plan` take."""
+
+from dataclasses import asdict
+from typing import Any
+
+from strop.core.config import EngineConfig
+from strop.plan.candidate import Candidate
+from strop.plan.search import Plan
+
+
+def engine_config(chosen: Candidate) -> EngineConfig:
+    """Limits of one copy: its batch, its chunks of prompts beside it, and contexts as long as the longest request."""
+    return EngineConfig(
+        max_num_seqs=chosen.batch,
+        max_step_tokens=chosen.batch + chosen.prompt_pass.tokens,
+        max_chunk_tokens=chosen.prompt_pass.tokens,
+        max_context_len=chosen.traffic.context_len,
+    )
+
+
+def plan_file(plan: Plan, model: str) -> dict[str, Any]:
+    """What the file holds: `engine` is read, `plan` says what it was made for."""
+    return {
+        "engine": asdict(engine_config(plan.chosen)),
+        "plan": {"model": model, **plan.as_json()["hardware"], "chosen": plan.chosen.as_json()},
+    }
