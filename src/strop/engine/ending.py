@@ -19,6 +19,8 @@ _MAX_FREE = 50
 _MAX_TRIES, _FREE_TRIES = 4000, 50
 """For one way: some 5 ms. A free token costs as much as so many tries. No clock: it would change answers."""
 _MAX_TRIES_OF_ANSWER = 50 * _MAX_TRIES
+_MAX_SPARED = 3
+"""Tokens of a known way that one other token may stand for."""
 _SPARE_TOKENS = 64
 """What one token can begin may take long to end: with less than this to spare, every token is looked at."""
 
@@ -160,17 +162,28 @@ class Ending:
 
         If with this one it could no longer end in time, as far as is known, it is another token, which leads there.
         """
-        way = self._way
-        if way and way[0] == token_id:
-            matcher.consume_token(token_id)
-            self._way = way[1:]
-        elif way is not None and len(way) <= num_left and self._endings.completes(matcher, [token_id, *way]):
-            matcher.consume_token(token_id)  # in a string, say, whatever its length
-        else:
+        known = self._rest_after(matcher, token_id, num_left)
+        if known is None:
             token_id = self._take_elsewhere(matcher, token_id, num_left)
+        else:
+            matcher.consume_token(token_id)
+            self._way = known
         self._text = self._text.after(self._endings.spellings[token_id])
         self.forced_id = self._way[0] if self._way and len(self._way) == num_left else None
         return token_id
+
+    def _rest_after(self, matcher: llguidance.LLMatcher, token_id: int, num_left: int) -> Tokens | None:
+        """What of the known way completes the answer after this token: all of it inside a string, say."""
+        way = self._way
+        if way is None:
+            return None
+        if way[:1] == [token_id]:
+            return way[1:]
+        rests = (way[num_spared:] for num_spared in range(_MAX_SPARED + 1))
+        return next(
+            (rest for rest in rests if len(rest) <= num_left and self._endings.completes(matcher, [token_id, *rest])),
+            None,
+        )
 
     def _take_elsewhere(self, matcher: llguidance.LLMatcher, token_id: int, num_left: int) -> int:
         """The same for a token off the known way."""
