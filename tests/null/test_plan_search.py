@@ -17,7 +17,7 @@ from strop.plan.emit import engine_config
 from strop.plan.explain import explain
 from strop.plan.latency import Coefficients, Pass, Placed, head_latency, layers_latency
 from strop.plan.objective import Aim, Objective, parse_objective
-from strop.plan.search import Plan, Wish, every_candidate, pareto, search
+from strop.plan.search import Plan, Wish, pareto, search
 from strop.plan.space import divisors, indivisible, meshes, padded, parse_mesh
 from strop.plan.traffic import Traffic, parse_traffic
 from strop.plan.validate import pope_coefficients
@@ -170,7 +170,7 @@ def test_a_short_gap_between_tokens_asks_for_chunks() -> None:
 
 
 def test_chunked_prompts_take_longer_in_all() -> None:
-    for one in every_candidate(wish("palm-8b", "l4")):
+    for one in search(wish("palm-8b", "l4")).candidates:
         if one.passes_per_prompt > 1:
             assert one.passes_per_prompt * one.prompt_pass.new_tokens >= 512
 
