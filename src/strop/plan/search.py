@@ -205,18 +205,19 @@ def _out_of_bounds(candidates: Sequence[Candidate], wish: Wish) -> RequestError:
 
 def _too_large(wish: Wish) -> CapacityError:
     device, traffic = wish.machines.device, wish.traffic
-    used = wish.machines.num_devices if wish.mesh is None else wish.mesh.size()
-    network = Network(wish.spec, used)
-    dtype = wish.weight_dtypes[-1]
-    model = Partitioned(network, device, wish.mesh or meshes(device, used)[0], ("ws1d",), dtype, wish.coefficients)
+    model = max(every_copy(wish), key=lambda model: (model.num_devices, -model.weight_bytes))
+    used, dtype = model.num_devices, model.weight_dtype
+    given = wish.machines.num_devices if wish.mesh is None else used
+    shared = "" if used == given else f" (the model's dimensions are not shared evenly by all {given})"
     limit = USABLE_MEMORY * device.memory_bytes
-    needed = math.ceil(model.weight_bytes * used / limit) + 1
+    needed = 1 << math.ceil(model.weight_bytes * used / limit).bit_length()  # powers of two share dimensions evenly
+    smaller = "" if dtype == "int8" else "int8 weights, "
     weights, held = (f"{num_bytes / GIB:,.1f} GiB" for num_bytes in (model.weight_bytes * used, used * limit))
     sequence = f"{model.cache_bytes_per_token['batch'] * traffic.context_len / GIB:.2f} GiB"
     return CapacityError(
         f"the model does not fit: its {dtype} weights take {weights}, a sequence of {traffic.context_len:,} tokens "
-        f"{sequence} more, and {used} of {device.name} hold {held} ({USABLE_MEMORY:.0%} of their memory): give about "
-        f"{needed} devices or larger ones, int8 weights, or shorter requests"
+        f"{sequence} more, and {used} of {device.name} hold {held} ({USABLE_MEMORY:.0%} of their memory){shared}: give "
+        f"{needed} devices or larger ones, {smaller}or shorter requests"
     )
 
 
