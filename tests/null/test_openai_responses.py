@@ -104,7 +104,7 @@ def test_items_become_messages() -> None:
         ({"text": {"verbosity": "high"}}, "text.verbosity", "medium"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "schema"),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort", "knows no reasoning effort"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "not summarised"),
+        ({"reasoning": {"summary": "concise"}}, "reasoning.summary", "not summarised"),
         ({"max_tokens": 5}, "max_tokens", "unknown field"),
     ],
 )
@@ -209,9 +209,11 @@ def test_the_reply_repeats_what_was_asked() -> None:
         text={"format": {"type": "json_schema", "name": "n", "schema": schema}},
         user="u",
         store=False,
+        reasoning={"summary": "auto"},
     )
     raw = drive(exchange, answer("@weather"))
     assert json.loads(raw)["store"] is False
+    assert json.loads(raw)["reasoning"] == {"effort": None, "summary": "auto"}
     reply = response(raw)
     assert (reply.instructions, reply.metadata, reply.temperature, reply.user) == ("Be kind", {"a": "b"}, 0.5, "u")
     assert (reply.max_output_tokens, reply.parallel_tool_calls, reply.tools[0].name) == (9, False, "weather")

@@ -38,6 +38,7 @@ from strop.serve.openai.tools import (
 from strop.serve.tool_calls import Tools
 
 _NOTHING_STORED = "nothing is stored"
+_NOT_SUMMARISED = "thoughts are given whole, not summarised"
 _CACHED = "prefixes are cached wherever requests share them"
 
 
@@ -63,8 +64,8 @@ class Reasoning(Struct, forbid_unknown_fields=True):
     """How to reason."""
 
     effort: ReasoningEffort = None
-    summary: Annotated[None, refused("reasoning is not summarised")] = None
-    generate_summary: Annotated[None, refused("reasoning is not summarised")] = None
+    summary: Annotated[str | None, only("auto", about=_NOT_SUMMARISED)] = None
+    generate_summary: Annotated[None, refused("this is the former name: use summary")] = None
 
 
 class FlatTool(Struct, forbid_unknown_fields=True):
@@ -191,7 +192,7 @@ class ReasoningEcho(Struct):
     """What was asked of the reasoning."""
 
     effort: str | None
-    summary: None = None
+    summary: str | None
 
 
 class ResponseObject(Struct, kw_only=True):
@@ -346,7 +347,7 @@ class ResponsesExchange:
 
 def _reply(request: ResponsesRequest, params: SamplingParams, reply_id: str, created_s: int) -> ResponseObject:
     """What a reply says before there is an answer."""
-    text = request.text or TextConfig()
+    text, reasoning = request.text or TextConfig(), request.reasoning or Reasoning()
     return ResponseObject(
         id=reply_id,
         created_at=created_s,
@@ -362,7 +363,7 @@ def _reply(request: ResponsesRequest, params: SamplingParams, reply_id: str, cre
         tools=request.tools or [],
         tool_choice=request.tool_choice or "auto",
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        reasoning=ReasoningEcho(request.reasoning.effort if request.reasoning is not None else None),
+        reasoning=ReasoningEcho(reasoning.effort, reasoning.summary),
         metadata=request.metadata or {},
         user=request.user,
         safety_identifier=request.safety_identifier,
