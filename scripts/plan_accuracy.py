@@ -1,11 +1,13 @@
 """Measure this machine, predict steps of models, measure these, and print each error.
 
 `python scripts/plan_accuracy.py MODEL.gguf [MODEL.gguf ...] [--json OUT.json]`. Per model: a short calibration, then
-decode steps and prompts that are not among its points. Wants an idle machine.
+decode steps and prompts that are not among its points. Wants an idle machine; on a busy one, `--processor-time` runs
+one thread and counts the time that it had the processor.
 """
 
 import argparse
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -22,7 +24,6 @@ from strop.plan.predict import Pace, Predictor
 DECODE = [(batch, context) for batch in (1, 4, 16, 64) for context in (128, 1024, 4096)]
 DECODE += [(batch, 512) for batch in (2, 8, 32)]
 PREFILL = (128, 512, 1024, 2048, 4096)
-MOST_S = 60.0
 
 
 def formats_of(engine: Engine) -> tuple[str, ...]:
@@ -30,11 +31,17 @@ def formats_of(engine: Engine) -> tuple[str, ...]:
     return tuple(sorted(names | {"q8"}))
 
 
-def outcomes(path: Path, memory_bytes: int, seconds: float) -> list[Outcome]:
+def outcomes(path: Path, options: argparse.Namespace) -> list[Outcome]:
+    memory_bytes = int(options.memory_gib * GIB)
+    clock = time.thread_time if options.processor_time else time.perf_counter
     library = native.library()
     assert library is not None, "build the native library first"
     config = EngineConfig(
-        max_num_seqs=64, max_context_len=4224, prefix_cache=False, memory_bytes=memory_bytes, num_blocks=0
+        max_num_seqs=64,
+        max_context_len=4224,
+        prefix_cache=False,
+        memory_bytes=memory_bytes,
+        num_threads=1 if options.processor_time else 0,
     )
     probe = Engine.load(str(path), replace(config, num_blocks=2))
     per_token = probe.memory.cache_bytes_per_token
@@ -46,16 +53,16 @@ def outcomes(path: Path, memory_bytes: int, seconds: float) -> list[Outcome]:
     engine = Engine.load(str(path), replace(config, num_blocks=num_blocks))
     prepare(engine)
     machine = this_machine(native.isa() or "", engine.config.num_threads, native.library_path() or Path())
-    extent = replace(FULL, seconds=seconds, formats=formats_of(engine), kv_dtypes=("bf16",))
-    profile, pulse = calibrate(library, machine, extent)
+    extent = replace(FULL, seconds=options.calibrate_s, formats=formats_of(engine), kv_dtypes=("bf16",))
+    profile, pulse = calibrate(library, machine, extent, clock)
     predictor = Predictor(profile, CostModel(engine.params, engine.spec, engine.layout))
     found: list[Outcome] = []
     for cell in cells:
         predicted = predict_cell(predictor, cell, engine)
-        if predicted.seconds > MOST_S:
+        if predicted.seconds > options.most_s:
             continue
         before = pulse.now()
-        measured_s = measure_cell(engine, cell)
+        measured_s = measure_cell(engine, cell, options.cell_s, clock)
         paces = before, pulse.now()
         pace = Pace(*(sum(one) / 2 for one in zip(*paces, strict=True)))
         found.append(Outcome(path.stem, cell, measured_s, predicted, pace))
@@ -84,10 +91,12 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--memory-gib", type=float, default=16.0)
     parser.add_argument("--calibrate-s", type=float, default=12.0)
+    parser.add_argument("--cell-s", type=float, default=1.5)
+    parser.add_argument("--most-s", type=float, default=60.0, help="cells that should take longer are left out")
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    memory_bytes = int(options.memory_gib * GIB)
-    found = [one for path in options.models for one in outcomes(path, memory_bytes, options.calibrate_s)]
+    found = [one for path in options.models for one in outcomes(path, options)]
     for phase in ("decode", "prefill"):
         some = [one for one in found if one.cell.phase == phase]
         print(describe(phase, [one.error for one in some]))

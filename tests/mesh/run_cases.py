@@ -18,7 +18,15 @@ from stablehlo import collectives
 from strop.models.mesh import MeshShape
 from strop.models.parameters import Parameters
 from strop.models.partition import Partition
-from strop.models.sharding import cache_spec, make_mesh, new_caches, on_mesh, parameter_specs, shard, to_batch_cache
+from strop.models.sharding import (
+    cache_spec,
+    make_mesh,
+    new_sharded_caches,
+    on_mesh,
+    parameter_specs,
+    shard,
+    to_batch_cache,
+)
 from strop.models.spec import ModelSpec
 from strop.ops.collective import CollectiveCall
 from strop.ops.collective.cost import cost
@@ -37,7 +45,7 @@ class OnMesh:
         self.spec, self.mesh = spec, make_mesh(layout.mesh)
         self.params = shard(params, spec, layout, self.mesh)
         self.param_specs = parameter_specs(self.params, spec, layout)
-        self.caches = new_caches(spec, layout, self.mesh, [steps.blocks_per_cache])
+        self.caches = new_sharded_caches(spec, layout, self.mesh, [steps.blocks_per_cache])
         self.bytes: list[tuple[int, int]] = []
 
     def steps(self, layout: Partition, steps: Steps, which: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,15 @@ CASES = [
 """Mesh, network, and its layouts for the prompts and for the tokens after them."""
 
 
+def start(script: str, arguments: list[str], num_devices: int) -> subprocess.Popen[str]:
+    """A process with so many virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    path = os.pathsep.join(part for part in sys.path if part)
+    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
 class Results:
     """What a child process says of its cases, as soon as it says it."""
 
@@ -44,11 +54,7 @@ class Results:
         return self._found[case]
 
     def _run(self, cases: list[str]) -> Iterator[Any]:
-        flags = "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0"
-        path = os.pathsep.join(part for part in sys.path if part)
-        command = [sys.executable, str(Path(__file__).parent / "run_cases.py"), *cases]
-        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        with start("run_cases.py", cases, num_devices=16) as child:
             assert child.stdout is not None
             for line in child.stdout:
                 yield json.loads(line)
@@ -67,3 +73,18 @@ def test_as_on_one_device(case: str, results: Results) -> None:
     assert max(found["errors"]) < 1e-5, found["errors"]
     for recorded, in_program in found["bytes"]:
         assert recorded == in_program > 0
+
+
+def test_over_two_processes() -> None:
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    processes = [start("run_process.py", [rank, port], num_devices=2) for rank in ("0", "1")]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0]
+    result = json.loads(said[0].splitlines()[-1])
+    assert result["devices"] == [0, 0, 1, 1]
+    assert max(result["errors"]) < 1e-5

@@ -14,7 +14,7 @@ from strop.models.abstract import abstract_parameters
 from strop.models.layout import Single
 from strop.models.mesh import PLACEMENTS, MeshShape
 from strop.models.partition import Partition
-from strop.models.sharding import abstract_mesh, cache_spec, new_caches, on_mesh, parameter_specs, rearranged
+from strop.models.sharding import abstract_mesh, cache_spec, new_sharded_caches, on_mesh, parameter_specs, rearranged
 from strop.models.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, Rope
 from strop.ops.attention import Rows
 from strop.ops.collective import CollectiveCall
@@ -45,7 +45,7 @@ def lowered(spec: ModelSpec, layout: Partition, num_rows: int, dtype: str = "f32
     mesh = abstract_mesh(layout.mesh)
     whole = abstract_parameters(spec, lambda path: dtype, "xla", num_positions=64)
     params = jax.eval_shape(partial(rearranged, spec=spec, layout=layout), whole)
-    caches = jax.eval_shape(lambda: new_caches(spec, layout, mesh, [3]))
+    caches = jax.eval_shape(lambda: new_sharded_caches(spec, layout, mesh, [3]))
     rows = Rows(*(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((6, num_rows), (1, num_rows, 2), (2,))))
     specs = parameter_specs(params, spec, layout), P(), (cache_spec(layout),)
     step = jax.jit(on_mesh(step_of(spec, layout), mesh, specs, (P(), specs[2])))

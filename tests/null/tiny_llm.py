@@ -15,14 +15,17 @@ END_ID = 1
 NUM_EXPERTS = 5
 
 
-def tiny_llm(family: str = "llama", weights: str = "Q4_1", *, tied: bool = True, context_len: int = 128) -> RawGGUF:
-    """2 layers, D 64, F 96, N 4, K 2, H 16, V 268; "mixtral" has E 5, 2 active. Its greedy answers wander and its
-    sampled ones differ by seed.
+def tiny_llm(
+    family: str = "llama", weights: str = "Q4_1", *, tied: bool = True, context_len: int = 128, ffn_dim: int = 96
+) -> RawGGUF:
+    """2 layers, D 64, F 96 or as given, N 4, K 2, H 16, V 268; "mixtral" has E 5, 2 active. Its greedy answers
+    wander and its sampled ones differ by seed.
 
     With weights "Q4_K_M", the mixture that llama.cpp makes, rows are whole super-blocks: D 256, F 512, H 64.
     """
     with_experts, family = family == "mixtral", "llama" if family == "mixtral" else family
     metadata = model_metadata(family) | tiny_metadata() | {f"{family}.context_length": context_len}
+    metadata[f"{family}.feed_forward_length"] = ffn_dim
     if weights == "Q4_K_M":
         return _tiny_k_quants(metadata | {f"{family}.embedding_length": 256, f"{family}.feed_forward_length": 512})
     if with_experts:
@@ -32,7 +35,7 @@ def tiny_llm(family: str = "llama", weights: str = "Q4_1", *, tied: bool = True,
         shapes["output"] = (VOCAB_SIZE, 64)
     for i in range(2):
         kv = {"attn_k": (32, 64), "attn_v": (32, 64)}
-        mlp: dict[str, Sequence[int]] = {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
+        mlp: dict[str, Sequence[int]] = {"ffn_gate": (ffn_dim, 64), "ffn_up": (ffn_dim, 64), "ffn_down": (64, ffn_dim)}
         if with_experts:
             mlp = {"ffn_gate_inp": (NUM_EXPERTS, 64)} | {f"{k}_exps": (NUM_EXPERTS, *shape) for k, shape in mlp.items()}
         layer = {"attn_norm": (64,), "attn_q": (64, 64), **kv, "attn_output": (64, 64), "ffn_norm": (64,), **mlp}

@@ -10,7 +10,7 @@ from strop.core.errors import StropError
 from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
 from strop.engine.scheduler import Scheduler
-from strop.plan.calibrate import fill
+from strop.plan.calibrate import Clock, fill
 from strop.plan.predict import Pace, Predictor, StepTime
 
 _TOKEN = 5  # what answers are made of; any will do
@@ -68,15 +68,15 @@ def prepare(engine: Engine) -> None:
         fill(cache)
 
 
-def measure_cell(engine: Engine, cell: Cell, seconds: float = 1.5) -> float:
+def measure_cell(engine: Engine, cell: Cell, seconds: float = 1.5, clock: Clock = time.perf_counter) -> float:
     """Median seconds of a cell's steps, or of its prompts, for about so long; at least three steps and one prompt.
 
     The engine must be idle, have room for `cell.num_tokens` and no prefix cache.
     """
     if cell.phase == "prefill":
-        return median(_repeat(lambda: _prefill_s(engine, cell.context_len), seconds, 1))
+        return median(_repeat(lambda: _prefill_s(engine, cell.context_len, clock), seconds, 1))
     _start_decoding(engine, cell.batch, cell.context_len - _MARGIN // 2)
-    times = _repeat(lambda: _step_s(engine, cell.batch), seconds, 3)
+    times = _repeat(lambda: _step_s(engine, cell.batch, clock), seconds, 3)
     for request_id in engine.scheduler.request_ids:
         engine.abort(request_id)
     return median(times)
@@ -91,12 +91,12 @@ def _repeat(run: object, seconds: float, least: int) -> list[float]:
     return times
 
 
-def _prefill_s(engine: Engine, prompt_len: int) -> float:
+def _prefill_s(engine: Engine, prompt_len: int, clock: Clock) -> float:
     _add(engine, "prompt", prompt_len, 1)
-    begin = time.perf_counter()
+    begin = clock()
     while engine.has_unfinished:
         engine.step()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _start_decoding(engine: Engine, batch: int, prompt_len: int) -> None:
@@ -111,13 +111,13 @@ def _start_decoding(engine: Engine, batch: int, prompt_len: int) -> None:
         raise StropError(f"the cache does not hold {batch} x {prompt_len} tokens: give the engine more blocks")
     engine.scheduler.commit(plan, [[_TOKEN]] * batch)
     for _ in range(2):
-        _step_s(engine, batch)
+        _step_s(engine, batch, time.perf_counter)
 
 
-def _step_s(engine: Engine, batch: int) -> float:
-    begin = time.perf_counter()
+def _step_s(engine: Engine, batch: int, clock: Clock) -> float:
+    begin = clock()
     events = engine.step()
-    seconds = time.perf_counter() - begin
+    seconds = clock() - begin
     if len(events) != batch:
         raise StropError(f"a step gave {len(events)} tokens for {batch} sequences")
     return seconds

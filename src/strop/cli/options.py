@@ -63,6 +63,10 @@ def engine_options() -> Callable[[Function], Function]:
         ),
         click.option("--memory", default=0.0, help="Memory limit in GiB; 0 means what is available."),
         click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores."),
+        click.option("--mesh", default="", help="Devices to partition the model over, such as 8 or 2x4."),
+        click.option(
+            "--layout", default="auto", help="How: ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as sends least."
+        ),
     )
 
 
@@ -119,6 +123,8 @@ def engine_config(settings: Mapping[str, Any], max_num_seqs: int = 1) -> EngineC
         kv_dtype=settings["kv_dtype"],
         memory_bytes=int(memory * GIB),
         num_threads=settings["threads"],
+        mesh=settings["mesh"],
+        layout=settings["layout"],
     )
 
 

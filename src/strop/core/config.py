@@ -35,5 +35,10 @@ class EngineConfig:
     """Ceiling for the whole process; 0 means the memory available when the engine starts."""
     num_threads: int = 0
     """Threads that compute; 0 means the cores this process may use."""
+    mesh: str = ""
+    """Devices along the axes x, y and z, such as "8" or "2x4"; empty: one device."""
+    layout: str = "auto"
+    """How the model is partitioned over them (strop.models.mesh): ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as least
+    is sent, on XLA in each step anew."""
     prefix_cache: bool = True
     """Whether finished blocks are kept and shared by sequences with the same prefix."""

@@ -24,6 +24,7 @@ from strop.models.cache import cache_groups, num_pool_blocks
 from strop.models.layout import Single
 from strop.models.memory import MemoryPlan
 from strop.models.parameters import Parameters
+from strop.models.partition import Partition
 from strop.models.spec import ModelSpec
 from strop.ops.sample import ALL_ALLOWED
 
@@ -62,8 +63,9 @@ class Engine:
         self.tokenizer: Tokenizer = model.tokenizer
         self.memory: MemoryPlan = model.memory
         self.config = config
-        self.layout = Single(model.platform, config.block_len, config.kv_dtype)
-        self._compiled = CompiledModel(model.params, model.spec, self.layout)
+        self.layout = model.layout or Single(model.platform, config.block_len, config.kv_dtype)
+        may_change = config.layout == "auto"
+        self._compiled = CompiledModel(model.params, model.spec, self.layout, may_change_layout=may_change)
         self._groups = cache_groups(model.spec)
         self._num_blocks = [num_pool_blocks(config, group.window_len) for group in self._groups]
         self.scheduler = Scheduler(config, self._new_pools(), self.tokenizer.eos_ids)
@@ -305,7 +307,13 @@ class Engine:
     def _new_packer(self) -> Packer:
         config = self.config
         native = self.layout.platform == "native"
-        return Packer(config.max_num_seqs, self._table_len, config.block_len, len(self._groups), padding_is_free=native)
+        row_multiple = 1
+        if isinstance(self.layout, Partition):
+            row_multiple = self.layout.mesh.size(self.layout.placement.rows)
+        return Packer(
+            config.max_num_seqs, self._table_len, config.block_len, len(self._groups),
+            padding_is_free=native, row_multiple=row_multiple,
+        )  # fmt: skip
 
     def _new_pools(self) -> list[BlockPool]:
         config = self.config

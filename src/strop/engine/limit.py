@@ -9,6 +9,7 @@ from strop.engine.costs import CostModel
 from strop.engine.step_plan import StepRow
 from strop.machine.memory import available_bytes
 from strop.machine.probe import MOST_PROBED_BYTES, MachineRates, probe
+from strop.models.layout import Single
 from strop.ops import native
 from strop.ops.attention import AttentionCall
 from strop.ops.cost import Cost
@@ -82,8 +83,9 @@ class StepLimit:
 
 
 def step_limit(engine: "Engine") -> StepLimit | None:
-    """Of a loaded engine; probes the machine for a moment. None without native kernels to probe with."""
-    library = native.library() if engine.layout.platform == "native" else None
+    """Of a loaded engine; probes the machine for a moment. None without native kernels to probe with, or on a mesh."""
+    is_single = isinstance(engine.layout, Single)
+    library = native.library() if is_single and engine.layout.platform == "native" else None
     if library is None:
         return None
     working_set_bytes = max(1, min(engine.memory.weight_bytes, MOST_PROBED_BYTES, available_bytes() // 4))

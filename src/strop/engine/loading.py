@@ -21,6 +21,7 @@ from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
+from strop.models.mesh import with_kv_heads_of_devices
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import ModelSpec
 from strop.ops import native
@@ -29,6 +30,7 @@ from strop.ops.dispatch import Platform
 
 if TYPE_CHECKING:  # jax is imported while the chat template's helper starts
     from strop.models.parameters import Parameters
+    from strop.models.partition import Partition
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class LoadedModel:
     platform: Platform
     pooling: Pooling | None = None
     """How texts become vectors; None: the model is to generate."""
+    layout: "Partition | None" = None
+    """Where it is on several devices: as its parameters are sharded."""
 
 
 def load_model(
@@ -106,7 +110,9 @@ def load_model(
             "7 times the memory of 4-bit weights and is several times slower",
             reason,
         )
-    memory = plan_memory_here(reader, spec, config, platform)
+    layout = _layout(spec, config, platform, pooling)
+    stored = spec if layout is None else with_kv_heads_of_devices(spec, layout.mesh)
+    memory = plan_memory_here(reader, stored, config, platform)
     if on_plan is not None:
         on_plan(memory)
     config = replace(config, num_blocks=memory.num_blocks, memory_bytes=memory.limit_bytes)
@@ -115,7 +121,24 @@ def load_model(
     from strop.models.load import load
 
     params = load(reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash)
-    return LoadedModel(spec, params, tokenizer, memory, platform, pooling), config
+    if layout is not None:
+        from strop.models.sharding import make_mesh, shard
+
+        params = shard(params, spec, layout, make_mesh(layout.mesh))
+    return LoadedModel(spec, params, tokenizer, memory, platform, pooling, layout), config
+
+
+def _layout(spec: ModelSpec, config: EngineConfig, platform: Platform, pooling: Pooling | None) -> "Partition | None":
+    """How the model is to be partitioned; None for one device."""
+    if not config.mesh and config.layout == "auto":
+        return None
+    if pooling is not None:
+        raise RequestError(f"mesh={config.mesh!r} is for models that generate: to pool, leave it out")
+    from strop.engine.layouts import choose_layout
+    from strop.models.partition import Partition
+
+    layout = choose_layout(spec, config, platform)
+    return layout if isinstance(layout, Partition) else None
 
 
 def _pooling(model: str, checkpoint: AnyCheckpoint, spec: ModelSpec, runner: Runner) -> Pooling | None:

@@ -80,9 +80,20 @@ class Packer:
     """
 
     def __init__(
-        self, max_num_seqs: int, max_table_len: int, block_len: int, num_groups: int, *, padding_is_free: bool
+        self,
+        max_num_seqs: int,
+        max_table_len: int,
+        block_len: int,
+        num_groups: int,
+        *,
+        padding_is_free: bool,
+        row_multiple: int = 1,
     ) -> None:
-        """`padding_is_free`: the kernels skip padding, so few large buckets (and so few compilations) serve best."""
+        """
+        Args:
+            padding_is_free: the kernels skip padding, so few large buckets (and so few compilations) serve best.
+            row_multiple: of which the token rows of every bucket are a multiple.
+        """
         self._tables = np.zeros((num_groups, max_num_seqs, max_table_len), np.int32)
         self._kept: dict[int, _Kept] = {}  # by seq_id
         self._free = list(range(max_num_seqs))
@@ -90,6 +101,7 @@ class Packer:
         self._buffers: dict[StepShape, _Buffer] = {}
         self._block_len = block_len
         self._padding_is_free = padding_is_free
+        self._row_multiple = row_multiple
 
     def shape(self, num_rows: int, num_seqs: int, longest: int) -> StepShape:
         """The bucket for so many token rows and sequences, the longest of which has `longest` tokens."""
@@ -97,7 +109,9 @@ class Packer:
         if self._padding_is_free:
             return StepShape(bucket(num_rows, 8, 64), bucket(num_seqs, 8), max_table_len, num_groups)
         table_len = bucket(-(-longest // self._block_len), 2)
-        return StepShape(bucket(num_rows, 4), bucket(num_seqs, 4), min(table_len, max_table_len), num_groups)
+        return StepShape(
+            bucket(num_rows, 4, self._row_multiple), bucket(num_seqs, 4), min(table_len, max_table_len), num_groups
+        )
 
     def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[Wanted]]:
         """The bucket, the int32 array laid out as StepShape says, and what each row of logits is for.

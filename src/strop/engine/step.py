@@ -3,17 +3,22 @@
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
+from strop.engine.layouts import StepLayouts
 from strop.engine.pack import StepShape
 from strop.models import decoder
 from strop.models.cache import cache_groups
 from strop.models.layout import Single
 from strop.models.parameters import Parameters
+from strop.models.partition import Partition
+from strop.models.sharding import cache_spec, make_mesh, new_sharded_caches, on_mesh, parameter_specs
 from strop.models.spec import ModelSpec
 from strop.ops import native
 from strop.ops.attention import Rows, block_axis, new_cache
@@ -43,8 +48,15 @@ class CompiledModel:
     for a spec of many layers takes longer than the call itself.
     """
 
-    def __init__(self, params: Parameters, spec: ModelSpec, layout: Single) -> None:
+    def __init__(
+        self, params: Parameters, spec: ModelSpec, layout: Single | Partition, *, may_change_layout: bool = False
+    ) -> None:
+        """`params` must be sharded as a Partition says (strop.models.sharding)."""
         self._spec, self._layout = spec, layout
+        self._layouts = StepLayouts(params, spec, layout, may_change=may_change_layout)
+        self._param_specs: Any = None
+        if isinstance(layout, Partition):
+            self._param_specs = jax.tree.leaves(parameter_specs(params, spec, layout))
         self._cache_dtype = params.weights["embed"].parts[0].data.dtype
         self._arrays, self._tree = jax.tree.flatten(params)
         self._calls: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -52,6 +64,8 @@ class CompiledModel:
     def new_caches(self, num_blocks: Sequence[int]) -> Caches:
         """Empty ones, with so many blocks for each group of layers."""
         layout = self._layout
+        if isinstance(layout, Partition):
+            return new_sharded_caches(self._spec, layout, make_mesh(layout.mesh), num_blocks, self._cache_dtype)
         return tuple(
             new_cache(
                 layout.platform,
@@ -74,13 +88,15 @@ class CompiledModel:
         `inputs=None` when every row is plainly greedy: then just the token ids [S] come back.
         """
 
+        layout = self._layouts.of(shape.num_rows)
+
         def step(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
             caches, (ints, *inputs) = args[: shape.num_groups], args[shape.num_groups :]
             params = jax.tree.unflatten(self._tree, arrays)
             rows, logit_rows = unpack(ints, shape)
-            hidden, caches = decoder.forward(params, self._spec, rows, caches, self._layout)
-            logits = decoder.logits(params, self._spec, hidden, rows.counts, self._layout, logit_rows)
-            platform = self._layout.platform
+            hidden, caches = decoder.forward(params, self._spec, rows, caches, layout)
+            logits = decoder.logits(params, self._spec, hidden, rows.counts, layout, logit_rows)
+            platform = layout.platform
             if not inputs:
                 return greedy(logits, rows.counts, platform=platform), *caches
             sampled = sample(logits, SampleInputs(*inputs), rows.counts, num_top=num_top, platform=platform)
@@ -93,13 +109,15 @@ class CompiledModel:
     def logits(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
         """Logits of every row float32 [T, V], for scoring, and the caches: through the step's kernels."""
 
+        layout = self._layouts.of(shape.num_rows)
+
         def score(arrays: list[jax.Array], *args: jax.Array) -> tuple[jax.Array, ...]:
             caches, ints = args[: shape.num_groups], args[shape.num_groups]
             params = jax.tree.unflatten(self._tree, arrays)
             rows, _ = unpack(ints, shape)
-            hidden, caches = decoder.forward(params, self._spec, rows, caches, self._layout)
+            hidden, caches = decoder.forward(params, self._spec, rows, caches, layout)
             counts = jnp.stack([rows.counts[0], rows.counts[0]])
-            return decoder.logits(params, self._spec, hidden, counts, self._layout), *caches
+            return decoder.logits(params, self._spec, hidden, counts, layout), *caches
 
         (logits,), caches = self._call(("logits", shape), score, caches, ints)
         return logits, caches
@@ -133,10 +151,28 @@ class CompiledModel:
         return results[:num_results], tuple(results[num_results:])
 
     def _bind(self, function: Callable[..., Any], caches: Caches, *args: Any) -> Callable[..., Any]:
+        donated = range(1, 1 + len(caches))
+        if isinstance(self._layout, Partition):
+            sharded = self._on_mesh(function, self._layout, len(caches), len(args))
+            return partial(jax.jit(sharded, donate_argnums=donated), self._arrays)
         library = native.library() if self._layout.platform == "native" else None
         bound = None if library is None else bind_native(library, function, self._arrays, *caches, *args)
-        donated = range(1, 1 + len(caches))
         return bound or partial(jax.jit(string_calls(function), donate_argnums=donated), self._arrays)
+
+    def _on_mesh(
+        self, function: Callable[..., Any], layout: Partition, num_caches: int, num_args: int
+    ) -> Callable[..., Any]:
+        """The same on every device, each with its parameters and caches and all of the arguments."""
+
+        def step(*args: Any) -> tuple[Any, Any]:
+            results = string_calls(function)(*args)
+            num_results = len(results) - num_caches
+            return results[:num_results], results[num_results:]
+
+        caches = (cache_spec(layout),) * num_caches
+        given = self._param_specs, *caches, *(P(),) * num_args
+        sharded = on_mesh(step, make_mesh(layout.mesh), given, (P(), caches))
+        return lambda *args: tuple(chain(*sharded(*args)))
 
 
 def copy_block(cache: jax.Array, source: int, destination: int, *, platform: Platform) -> jax.Array:
@@ -145,10 +181,11 @@ def copy_block(cache: jax.Array, source: int, destination: int, *, platform: Pla
     if platform != "native":
         return _copy_block(cache, source, destination, axis=axis)
     # XLA would make a whole new cache, and with it take the memory of pages that nobody has used yet.
-    address = cache.block_until_ready().unsafe_buffer_pointer()
-    in_place = np.ctypeslib.as_array((ctypes.c_uint8 * cache.nbytes).from_address(address))
-    blocks = in_place.reshape(*cache.shape[: axis + 1], -1)
-    blocks[:, destination] = blocks[:, source]
+    for shard in cache.block_until_ready().addressable_shards:
+        address = shard.data.unsafe_buffer_pointer()
+        in_place = np.ctypeslib.as_array((ctypes.c_uint8 * shard.data.nbytes).from_address(address))
+        blocks = in_place.reshape(*shard.data.shape[: axis + 1], -1)
+        blocks[:, destination] = blocks[:, source]
     return cache
 
 

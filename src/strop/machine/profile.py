@@ -79,7 +79,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MachineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds of `machine.num_threads` threads together, medians of many short runs."""
+    """Seconds of `machine.num_threads` threads together, of many short runs."""
 
     version: int
     machine: Machine

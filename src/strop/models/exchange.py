@@ -92,10 +92,10 @@ class Exchange:
         num_rows, num_heads = y.shape[0], y.shape[1] // k
         chunks = jnp.moveaxis(y.reshape(num_rows, k, num_heads, *y.shape[2:]), 1, 0)
         received = self._all_to_all(chunks, axes, point)
-        others = [axis for axis in AXES if axis not in axes and axis not in rows_over]
-        stored = [*axes, *others]
+        whole = _up_to_last([axis for axis in AXES if axis not in rows_over], axes)
+        stored = [*axes, *(axis for axis in whole if axis not in axes)]
         parted = received.reshape(*(self.mesh.size((axis,)) for axis in stored), -1, num_heads, *y.shape[2:])
-        order = [stored.index(axis) for axis in AXES if axis in stored]
+        order = [stored.index(axis) for axis in whole]
         ordered = parted.transpose(*order, *range(len(order), parted.ndim))
         return ordered.reshape(num_rows * k, num_heads, *y.shape[2:])
 
@@ -114,10 +114,15 @@ def own_rows(y: jax.Array, axes: Sequence[Axis], rows_over: Collection[Axis], me
 
 def axes_first(y: jax.Array, axes: Sequence[Axis], rows_over: Collection[Axis], mesh: MeshShape) -> jax.Array:
     """y [T, ...] with its rows reordered: those of each device of `axes` together."""
-    whole = [axis for axis in AXES if axis not in rows_over]
+    whole = _up_to_last([axis for axis in AXES if axis not in rows_over], axes)
     sizes = [mesh.size((axis,)) for axis in whole]
     parted = y.reshape(*sizes, -1, *y.shape[1:])
     return jnp.moveaxis(parted, [whole.index(axis) for axis in axes], range(len(axes))).reshape(y.shape)
+
+
+def _up_to_last(whole: list[Axis], axes: Sequence[Axis]) -> list[Axis]:
+    """Of the axes of whole rows those that matter where chunks of `axes` are moved: what follows stays together."""
+    return whole[: 1 + max((whole.index(axis) for axis in axes), default=-1)]
 
 
 def _split(y: jax.Array, lengths: list[int]) -> list[jax.Array]:

@@ -6,7 +6,7 @@ and the feed-forward dimension over y and z.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -107,6 +107,16 @@ def kv_axes(placement: Placement, mesh: MeshShape, num_kv_heads: int) -> tuple[A
     """Over which axes the weights of keys and values are stored: as many of the heads' as there are heads for."""
     sizes = accumulate(placement.ffn, lambda size, axis: size * mesh.size((axis,)), initial=1)
     return placement.ffn[: sum(num_kv_heads % size == 0 for size in list(sizes)[1:])]
+
+
+def with_kv_heads_of_devices(spec: ModelSpec, mesh: MeshShape) -> ModelSpec:
+    """The network with the key/value heads that all caches together have, where attention is sharded over heads."""
+
+    def stored(layer: LayerSpec) -> LayerSpec:
+        num_kv_heads = max(layer.attention.num_kv_heads, mesh.size())
+        return replace(layer, attention=replace(layer.attention, num_kv_heads=num_kv_heads))
+
+    return replace(spec, layers=tuple(map(stored, spec.layers)))
 
 
 def stored_axes(

@@ -45,7 +45,7 @@ from strop.ops.dispatch import Platform
 from strop.ops.embed import embed
 from strop.ops.linear.reference import activate
 from strop.ops.norm import Norm, add_norm
-from strop.ops.weights import AnyWeight, Weight
+from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Partition:
                 heads, kv = heads + jnp.split(kv, 2, axis=1), None
         if mlp is not None:
             is_in_parts = self._is_unfinished and mlp.spec.gated
-            hidden = jnp.split(products[0], 2, axis=1) if is_in_parts else products
+            hidden = _gate_and_up(products[0], mlp.gate_up) if is_in_parts else products
         scattered = self._exchange.scatter_together([*heads, *hidden], self.placement.partial_in, f"{block}.hidden")
 
         qkv = activated = None
@@ -203,7 +203,7 @@ class Partition:
             x = self._exchange.sum(x, placement.rows, "head")
         x = self._exchange.gather(x, placement.stream, 1, "head")
         if matrix.bias is not None:
-            padding = matrix.weight.shape[0] * self.mesh.size(placement.vocabulary) - num_outputs
+            padding = matrix.weight.shape[0] * self.mesh.size(placement.vocabulary) - matrix.bias.shape[1]
             matrix = matrix._replace(bias=jnp.pad(matrix.bias, ((0, 0), (0, padding))))
         matrix = _with_own_bias(matrix, placement.vocabulary)
         logits = multiply(
@@ -237,10 +237,14 @@ class Partition:
 
     def _hidden_bias(self, mlp: MlpIn) -> jax.Array | None:
         """[1, F_heads], or that of gate and up."""
-        _, _, layer, bias = mlp.gate_up
+        weight, _, layer, bias = mlp.gate_up
         if bias is None:
             return None
-        return own_chunk(bias[layer].reshape(1 + mlp.spec.gated, -1), self.placement.heads, 1).reshape(1, -1)
+        if weight.format == "dense":
+            return own_chunk(bias[layer].reshape(1 + mlp.spec.gated, -1), self.placement.heads, 1).reshape(1, -1)
+        own = own_chunk(bias[layer][None], self.placement.heads, 1)  # in the order of the tiles
+        is_in_parts = self._is_unfinished and mlp.spec.gated
+        return jnp.concatenate(_gate_and_up(own, mlp.gate_up), axis=1) if is_in_parts else own
 
     @property
     def _is_partial(self) -> bool:
@@ -354,6 +358,14 @@ class _Wanted(NamedTuple):
     """Axes over which only this device's rows are wanted."""
     fused: Mapping[str, Any] = MappingProxyType({})
     """What `linear` is to do with it."""
+
+
+def _gate_and_up(y: jax.Array, matrix: Matrix) -> list[jax.Array]:
+    """The two parts of a product [T, 2 F] with a gated MLP's first matrix; tiles of packed ones alternate."""
+    if matrix.weight.format == "dense":
+        return jnp.split(y, 2, axis=1)
+    tiles = y.reshape(y.shape[0], -1, 2, TILE_COLUMNS)
+    return [tiles[:, :, i].reshape(y.shape[0], -1) for i in range(2)]
 
 
 def _block(attention: object | None, mlp: object | None) -> str:

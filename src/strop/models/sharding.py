@@ -12,13 +12,14 @@ from jax.sharding import PartitionSpec as P
 from strop.core.errors import UnsupportedError
 from strop.models.cache import cache_groups
 from strop.models.mesh import AXES, HEAD_AXES, Axis, MeshShape, check_placement, kv_axes, stored_axes
+from strop.models.packed_sharding import by_shard, pad_rows, take_rows
 from strop.models.parameters import LayerPlaces, Parameters, Place
 from strop.models.params import inventory
 from strop.models.partition import Partition
 from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops.attention import new_cache
 from strop.ops.collective import all_to_all
-from strop.ops.weights import AnyWeight, Weight
+from strop.ops.weights import AnyWeight, Weight, join_parts
 
 _TABLES = ("embed", "positions", "head")
 _ALIKE = {"qkv": "q", "kv": "k", "gate_up": "up"}
@@ -31,7 +32,8 @@ def make_mesh(shape: MeshShape) -> Mesh:
     if shape.size() > len(devices):
         raise UnsupportedError(
             f"mesh {shape} has {shape.size()} devices, and this process sees {len(devices)} of {devices[0].platform}:"
-            " take a smaller mesh"
+            " take a smaller mesh; a processor is split for trials by"
+            f" XLA_FLAGS=--xla_force_host_platform_device_count={shape.size()}"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: shape.size()])
 
@@ -90,6 +92,37 @@ def _parts(role: str, data: jax.Array, layer: LayerSpec, layout: Partition) -> d
     return {role: data}
 
 
+def _packed_rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -> Parameters:
+    """The same of packed parameters. Raises UnsupportedError where tiles or groups would break, too."""
+    check_placement(spec, layout.placement, layout.mesh, layout.attention)
+    members = _members(params)
+    weights: dict[str, AnyWeight] = {}
+    for name, weight in params.weights.items():
+        role, layer = members[name]
+        for part, pieces in _packed_parts(role, weight, spec.layers[layer], layout).items():
+            rows, columns = _stored_axes(part, layer, spec, layout)
+            shared = [by_shard(name, piece, rows, columns, layout.mesh) for piece in pieces]
+            weights[_stack(part, name)] = join_parts(shared)
+    return replace(params, weights=weights, layers=tuple(map(_new_places, params.layers)))
+
+
+def _packed_parts(role: str, weight: AnyWeight, layer: LayerSpec, layout: Partition) -> dict[str, list[Weight]]:
+    """The stacks that one becomes, each of them matrices to be sharded by themselves."""
+    if role in _TABLES:
+        return {role: [pad_rows(weight.parts[0], layout.mesh.size(layout.placement.vocabulary))]}
+    if role != "qkv":
+        return {role: [*weight.parts]}
+    heads = layer.attention
+    lengths = [count * heads.head_dim for count in (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)]
+    pieces, parts, first = [], list(weight.parts), 0
+    for length in lengths:
+        if first == parts[0].shape[0]:
+            parts, first = parts[1:], 0
+        pieces.append(take_rows(parts[0], first, length))
+        first += length
+    return {"q": pieces[:1], "kv": pieces[1:]}
+
+
 def _joined(parts: list[jax.Array], num_shards: int) -> jax.Array:
     """Rows of the parts [L, N, K], those of a shard together."""
     by_shard = [part.reshape(part.shape[0], num_shards, -1, part.shape[2]) for part in parts]
@@ -129,10 +162,11 @@ def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> P
     """The PartitionSpec of every array of parameters that are `rearranged`."""
     members = _members(params)
 
-    def of_weight(name: str, weight: AnyWeight) -> Weight:
+    def of_weight(name: str, weight: AnyWeight) -> AnyWeight:
         role, layer = members[name]
         rows, columns = _stored_axes(role, layer, spec, layout)
-        return replace(weight.parts[0], data=P(None, rows, columns))  # type: ignore[arg-type]
+        specs: Any = {True: P(None, rows, columns), False: P(None, (*rows, *columns))}
+        return join_parts([replace(part, data=specs[part.format == "dense"]) for part in weight.parts])
 
     weights: dict[str, AnyWeight] = {name: of_weight(name, weight) for name, weight in params.weights.items()}
     vectors, ropes = jax.tree.map(lambda _: P(), (params.vectors, params.ropes))
@@ -141,7 +175,10 @@ def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> P
 
 def shard(params: Parameters, spec: ModelSpec, layout: Partition, mesh: Mesh) -> Parameters:
     """Parameters of one device on a mesh. Raises UnsupportedError when it does not divide the network."""
-    stored = jax.jit(rearranged, static_argnums=(1, 2))(params, spec, layout)
+    if any(part.format != "dense" for weight in params.weights.values() for part in weight.parts):
+        stored = _packed_rearranged(params, spec, layout)
+    else:
+        stored = jax.jit(rearranged, static_argnums=(1, 2))(params, spec, layout)
     specs = parameter_specs(stored, spec, layout)
     return jax.tree.map(lambda array, where: jax.device_put(array, NamedSharding(mesh, where)), stored, specs)
 
@@ -153,7 +190,7 @@ def cache_spec(layout: Partition) -> P:
     return P(None, None, HEAD_AXES) if layout.platform == "native" else P(None, None, None, None, HEAD_AXES)
 
 
-def new_caches(
+def new_sharded_caches(
     spec: ModelSpec,
     layout: Partition,
     mesh: Mesh | AbstractMesh,

@@ -1,7 +1,7 @@
 """Measures what this machine's kernels take: real operations on made-up numbers, through the path of an engine's step.
 
 Points are measured in turn, round after round, so that a busy half minute spoils a round of all of them and not all
-rounds of one; a point's figure is its median.
+rounds of one; a point's figure is what a third of its times do not exceed.
 """
 
 import ctypes
@@ -10,7 +10,6 @@ import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import jax
@@ -45,6 +44,8 @@ from strop.plan.overhead import measure_overhead
 from strop.plan.predict import Pace
 
 log = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
 
 _FILL = 0x3C
 """Every byte of the weights: finite and above 0 in all types. Zeros would lie in one page of memory, all of them."""
@@ -104,23 +105,29 @@ class Pulse:
 
     runs: tuple[Callable[[], object], Callable[[], object]]
     calibrated_s: tuple[float, float]
+    clock: Clock
 
     def now(self, num_rounds: int = 7) -> Pace:
         """Takes some tens of milliseconds."""
-        times = measure_in_turn(dict(enumerate(self.runs)), 0.0, num_rounds)
+        times = measure_in_turn(dict(enumerate(self.runs)), 0.0, num_rounds, self.clock)
         compute, memory = (times[i] / calibrated_s for i, calibrated_s in enumerate(self.calibrated_s))
         return Pace(compute, memory)
 
 
-def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> tuple[MachineProfile, Pulse]:
-    """The profile of this machine, in somewhat more than `extent.seconds`. The native kernels must be registered, and
-    their pool have `machine.num_threads`."""
+def calibrate(
+    library: ctypes.CDLL, machine: Machine, extent: Extent = FULL, clock: Clock = time.perf_counter
+) -> tuple[MachineProfile, Pulse]:
+    """The profile of this machine, in somewhat more than `extent.seconds`.
+
+    The native kernels must be registered, and their pool have `machine.num_threads`. Of one thread, `clock` may be
+    time.thread_time: what other processes take does not count then.
+    """
     bench = _Bench(library, extent, machine.num_threads)
     bandwidth = [
         read_bandwidth_bytes_per_s(size, machine.num_threads, extent.seconds / 100) for size in extent.bandwidth_bytes
     ]
     points = dict(bench.points())
-    times = measure_in_turn(points, extent.seconds)
+    times = measure_in_turn(points, extent.seconds, clock=clock)
     overhead = measure_overhead(bench.memory, extent.batches)
     profile = MachineProfile(
         version=VERSION,
@@ -134,7 +141,7 @@ def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> 
     name, dim = extent.formats[0], extent.dims[-1]
     most = min(extent.rows, key=lambda num_rows: abs(num_rows - 24))
     pulse = [("linear", name, dim, num_rows, "cold") for num_rows in (most, extent.rows[0])]
-    return profile, Pulse((points[pulse[0]], points[pulse[1]]), (times[pulse[0]], times[pulse[1]]))
+    return profile, Pulse((points[pulse[0]], points[pulse[1]]), (times[pulse[0]], times[pulse[1]]), clock)
 
 
 def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProfile:
@@ -168,8 +175,13 @@ def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProf
     return calibrate(library, machine, COARSE)[0]
 
 
-def measure_in_turn(points: dict[Any, Callable[[], object]], seconds: float, least_rounds: int = 3) -> dict[Any, float]:
-    """Median seconds of each point's runs, in rounds over all of them for about so long."""
+def measure_in_turn(
+    points: dict[Any, Callable[[], object]], seconds: float, least_rounds: int = 3, clock: Clock = time.perf_counter
+) -> dict[Any, float]:
+    """Seconds of each point's runs, in rounds over all of them for about so long: what a third of them do not exceed.
+
+    Neighbours only ever add time, and then several times over.
+    """
     for run in points.values():
         run()
     found: dict[Any, list[float]] = {name: [] for name in points}
@@ -177,16 +189,16 @@ def measure_in_turn(points: dict[Any, Callable[[], object]], seconds: float, lea
     num_rounds = 0
     while num_rounds < least_rounds or time.perf_counter() < end:
         for name, run in points.items():
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            found[name].append(time.perf_counter() - begin)
+            found[name].append(clock() - begin)
         num_rounds += 1
-    return {name: median(times) for name, times in found.items()}
+    return {name: sorted(times)[(num_rounds - 1) // 3] for name, times in found.items()}
 
 
 def allocate(num_bytes: int) -> np.ndarray:
     """uint8 in pages of 2 MiB where the system grants them, like packed weights; every page is its own."""
-    mapped = mmap.mmap(-1, num_bytes)
+    mapped = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(mapped, np.uint8)

@@ -1,0 +1,40 @@
+"""Greedy answers of a model on this process's devices, one line of JSON for each MESH/LAYOUT of the arguments.
+
+python run_engine.py MODEL MESH/LAYOUT ...      ("1/auto" is one device, without a mesh)
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from strop.core.config import EngineConfig
+from strop.core.request import Request, SamplingParams
+from strop.engine.engine import Engine
+
+PROMPT_LENS = (3, 17, 6, 30)
+NUM_TOKENS = 6
+
+
+def answers(model: str, mesh: str, layout: str) -> dict[str, list[int]]:
+    config = EngineConfig(
+        max_num_seqs=4, max_step_tokens=16, max_context_len=64, mesh="" if mesh == "1" else mesh, layout=layout
+    )
+    engine = Engine.load(model, config)
+    rng = np.random.default_rng(0)
+    found: dict[str, list[int]] = {}
+    for i, length in enumerate(PROMPT_LENS):
+        prompt = tuple(rng.integers(2, 200, length).tolist())
+        params = SamplingParams(
+            temperature=0 if i else 0.7, seed=1, n=1 + (i == 0), max_tokens=NUM_TOKENS, ignore_eos=True
+        )
+        engine.add(Request(str(i), prompt, params))
+    while engine.has_unfinished:
+        for event in engine.step():
+            found.setdefault(f"{event.request_id}.{event.index}", []).extend(event.token_ids)
+    return found
+
+
+if __name__ == "__main__":
+    for case in sys.argv[2:]:
+        print(json.dumps(answers(sys.argv[1], *case.split("/"))), flush=True)
