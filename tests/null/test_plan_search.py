@@ -240,6 +240,10 @@ def test_engine_config() -> None:
     assert (config.max_num_seqs, config.max_chunk_tokens) == (chosen.batch, chosen.prompt_pass.new_tokens)
     assert config.max_step_tokens == config.max_num_seqs + config.max_chunk_tokens
     assert config.max_context_len == 2000
+    assert MeshShape(*map(int, config.mesh.split("x"))) == chosen.model.mesh
+    assert config.layout in ("auto", layouts(chosen)[0])
+    alone = engine_config(planned("palm-8b", "rtx-4090").chosen)
+    assert (alone.mesh, alone.layout) == ("", "auto")
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
