@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -17,11 +18,12 @@ from strop.plan.emit import engine_config
 from strop.plan.explain import explain
 from strop.plan.latency import Coefficients, Pass, Placed, head_latency, layers_latency
 from strop.plan.objective import Aim, Objective, parse_objective
-from strop.plan.search import Plan, Wish, every_candidate, pareto, search
+from strop.plan.passes import Network, PassTime
+from strop.plan.search import Plan, Wish, pareto, search
 from strop.plan.space import divisors, indivisible, meshes, padded, parse_mesh
 from strop.plan.traffic import Traffic, parse_traffic
 from strop.plan.validate import pope_coefficients
-from strop.plan.volumes import FFN_LAYOUTS, GATHERED, MeshShape
+from strop.plan.volumes import FFN_LAYOUTS, GATHERED, AttentionSharding, MeshShape
 
 PAPER_TRAFFIC = parse_traffic("in=1984,out=64")
 
@@ -170,7 +172,7 @@ def test_a_short_gap_between_tokens_asks_for_chunks() -> None:
 
 
 def test_chunked_prompts_take_longer_in_all() -> None:
-    for one in every_candidate(wish("palm-8b", "l4")):
+    for one in search(wish("palm-8b", "l4")).candidates:
         if one.passes_per_prompt > 1:
             assert one.passes_per_prompt * one.prompt_pass.new_tokens >= 512
 
@@ -238,6 +240,10 @@ def test_engine_config() -> None:
     assert (config.max_num_seqs, config.max_chunk_tokens) == (chosen.batch, chosen.prompt_pass.new_tokens)
     assert config.max_step_tokens == config.max_num_seqs + config.max_chunk_tokens
     assert config.max_context_len == 2000
+    assert MeshShape(*map(int, config.mesh.split("x"))) == chosen.model.mesh
+    assert config.layout in ("auto", layouts(chosen)[0])
+    alone = engine_config(planned("palm-8b", "rtx-4090").chosen)
+    assert (alone.mesh, alone.layout) == ("", "auto")
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
@@ -258,8 +264,10 @@ def test_a_rate_out_of_reach_says_what_is() -> None:
 
 
 def test_what_does_not_fit_says_what_would() -> None:
-    with pytest.raises(CapacityError, match=r"int8 weights take .* GiB, .* give about 9 devices"):
+    with pytest.raises(CapacityError, match=r"int8 weights take .* GiB, .* give 16 devices"):
         search(wish("palm-540b", "h100x2"))
+    with pytest.raises(CapacityError, match=r"1 of tpu-v4 hold .* \(the model's dimensions .* by all 61\)"):
+        search(wish("palm-540b", "tpu-v4x61"))
 
 
 def test_a_mesh_that_does_not_divide_says_which_axis_and_what_would() -> None:
@@ -287,3 +295,29 @@ def test_ideal_machines_are_faster(aim: Aim) -> None:
 
 def test_default_traffic_is_that_of_the_class() -> None:
     assert parse_traffic("") == Traffic()
+
+
+class Measured:
+    """A copy on one device, predicted by something else than the closed forms: so much a pass and a token."""
+
+    mesh, num_devices, weight_dtype = MeshShape(), 1, "int8"
+    weight_bytes = 1e9
+    cache_bytes_per_token: ClassVar[dict[AttentionSharding, float]] = {"heads": 1e3, "batch": 1e3}
+
+    def __init__(self) -> None:
+        self.network = Network(published_spec("palm-8b"), 1)
+        self.device = find_machines("xeon-8480").device
+
+    def pass_time(self, step: Pass) -> PassTime:
+        return PassTime(1e-2 + 1e-3 * step.tokens, None)
+
+    def parts(self, step: Pass, time: PassTime) -> dict[str, float]:
+        return {"overhead": 1e-2, "compute": 1e-3 * step.tokens}
+
+
+def test_passes_may_be_predicted_by_anything() -> None:
+    plan = search(wish("palm-8b", "xeon-8480", "in=64,out=10", "itl=60ms"), [Measured()])
+    chosen = plan.chosen
+    assert chosen.decode.seconds == pytest.approx(0.010 + 0.001 * chosen.batch)
+    assert chosen.itl_s <= 0.060
+    assert plan.as_json()["chosen"]["prompt_binds"] == "compute"

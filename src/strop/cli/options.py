@@ -89,6 +89,8 @@ _OPTION_OF_SETTING = {
     "max_context_len": "context",
     "kv_dtype": "kv_dtype",
     "num_threads": "threads",
+    "mesh": "mesh",
+    "layout": "layout",
 }
 
 

@@ -27,8 +27,7 @@ def render_plan(plan: Plan, model: str) -> str:
         f"<h2>Chosen: {escape(plan.reason)}</h2><dl>{facts}</dl>",
         '<h2>Latency and cost</h2><div class="plots">',
         *map(render_svg, plots(plan)),
-        "</div><p>Points are labelled devices/batch where no other is both faster and cheaper;"
-        " dashed: int8 weights.</p>",
+        "</div><p>Labels are devices/batch, where no other is both faster and cheaper; dashed: int8 weights.</p>",
         f"<h2>Frontier</h2>{_table(frontier_table(plan))}",
         *(f"<h2>{escape(title)}</h2>{_table(table)}" for title, table in card_tables(plan)),
         "</body></html>\n",
@@ -38,30 +37,28 @@ def render_plan(plan: Plan, model: str) -> str:
 
 def plots(plan: Plan) -> list[Plot]:
     """Whole requests, and, as the paper's two panels, decode and prompts by themselves at each number of devices."""
-    unit, factor = "device-seconds", 1.0
+    unit, factor = "device-milliseconds per token", 1e3
     if (price := plan.wish.price_per_device_hour) is not None:
-        unit, factor = "cost", price / 3600
+        unit, factor = "cost per million tokens", 1e6 * price / 3600
 
     def plot(title: str, x_label: str, candidates: Iterable[Candidate], place: Place, batch: Batch) -> Plot:
         series = _curves(candidates, place, batch)
-        return Plot(
-            title, f"{x_label} (logarithmic)", f"{unit} per million tokens (logarithmic)", series, True, True, True
-        )
+        return Plot(title, f"{x_label} (logarithmic)", f"{unit} (logarithmic)", series, True, True, True)
 
     def request(one: Candidate) -> Point:
-        return one.e2e_s, 1e6 * factor * one.device_s_per_request / one.tokens_per_request
+        return one.e2e_s, factor * one.device_s_per_request / one.tokens_per_request
 
     def decode(one: Candidate) -> Point:
-        return 1e3 * one.decode.seconds, 1e6 * factor * one.num_devices * one.decode.seconds / one.batch
+        return 1e3 * one.decode.seconds, factor * one.num_devices * one.decode.seconds / one.batch
 
     def prompt(one: Candidate) -> Point:
-        return one.prompt.seconds, 1e6 * factor * one.num_devices * one.prompt.seconds / one.prompt_pass.tokens
+        return one.prompt.seconds, factor * one.num_devices * one.prompt.seconds / one.prompt_pass.tokens
 
     candidates = plan.candidates
     able = [one for one in candidates if one.copies * one.num_devices <= plan.wish.machines.num_devices]
     whole = [one for one in candidates if one.passes_per_prompt == 1]
     return [
-        plot("Requests", "seconds from first to last", able, request, lambda one: one.batch),
+        plot("Requests", "seconds of a request", able, request, lambda one: one.batch),
         plot("Decode", "milliseconds per token", candidates, decode, lambda one: one.batch),
         plot("Prompts", "seconds per pass", whole, prompt, lambda one: one.prompt_pass.batch),
     ]

@@ -3,6 +3,7 @@
 from strop.cli.output import size
 from strop.plan.candidate import USABLE_MEMORY, Candidate
 from strop.plan.explain import explain
+from strop.plan.latency import Placed
 from strop.plan.search import Plan, describe, milliseconds
 
 Table = tuple[list[str], list[list[str]]]
@@ -28,7 +29,7 @@ def chosen_facts(plan: Plan) -> list[tuple[str, str]]:
         ("traffic", f"{traffic.input_tokens:,} tokens in, {traffic.output_tokens:,} out{rate}"),
         ("run", f"{describe(one)}; {_copies(one, plan)}"),
         ("prompts", _prompts(one)),
-        ("decode", f"{_layout(one, one.decode_placed.layout, one.decode_placed.sharding)}{padding}"),
+        ("decode", f"{_layout(one, one.decode.placed)}{padding}"),
         ("TTFT", f"{milliseconds(one.ttft_s)} from when its turn comes"),
         ("ITL", f"{milliseconds(one.itl_s)} in the mean, {milliseconds(one.max_itl_s)} at most; step alone "
                 f"{milliseconds(one.decode.seconds)}"),
@@ -59,12 +60,13 @@ def _prompts(one: Candidate) -> str:
         what = f"in {one.passes_per_prompt} chunks of {step.new_tokens} tokens"
     else:
         what = "one whole prompt at a time" if step.batch == 1 else f"{step.batch} whole prompts at a time"
-    layout = "" if placed is None else f", {_layout(one, placed.layout, placed.sharding)}"
-    return f"{what}{layout}, {milliseconds(one.prompt.seconds)} a pass"
+    return f"{what}, {_layout(one, placed)}, {milliseconds(one.prompt.seconds)} a pass"
 
 
-def _layout(one: Candidate, layout: str, sharding: str) -> str:
-    return f"{layout}, attention over {sharding}" if one.num_devices > 1 else "one device"
+def _layout(one: Candidate, placed: Placed | None) -> str:
+    if placed is None or one.num_devices == 1:
+        return "one device"
+    return f"{placed.layout}, attention over {placed.sharding}"
 
 
 def _cost(one: Candidate) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from strop.plan.latency import ACTIVATION_BYTES, LOGIT_BYTES, Pass, Placed
 from strop.plan.objective import Latency
-from strop.plan.passes import Partitioned, PassTime
+from strop.plan.passes import PassModel, PassTime
 from strop.plan.traffic import Traffic
+from strop.plan.volumes import AttentionSharding
 
 MOST_LOAD = 0.8
 """Share of its capacity that a copy is given: requests do not come evenly, and queues grow without end at 1."""
@@ -19,7 +20,7 @@ USABLE_MEMORY = 0.9
 class Candidate:
     """A copy of a model that takes prompts in and continues `batch` answers, in turn, on the same devices."""
 
-    model: Partitioned
+    model: PassModel
     traffic: Traffic
     batch: int
     prompt_pass: Pass
@@ -135,20 +136,19 @@ class Candidate:
         return self.traffic.input_tokens + self.traffic.output_tokens // 2
 
     @property
-    def decode_placed(self) -> Placed:
-        """Where the cache lies."""
-        assert self.decode.placed is not None
-        return self.decode.placed
+    def cache_sharding(self) -> AttentionSharding:
+        """Where keys and values lie."""
+        return "heads" if self.decode.placed is None else self.decode.placed.sharding
 
     @property
     def cache_bytes_per_token(self) -> float:
         """Of each sequence that a device holds, its share of the heads."""
-        return self.model.cache_bytes_per_token[self.decode_placed.sharding]
+        return self.model.cache_bytes_per_token[self.cache_sharding]
 
     @property
     def sequences_per_device(self) -> int:
         """Whose keys and values it holds."""
-        shards = self.num_devices if self.decode_placed.sharding == "batch" else 1
+        shards = self.num_devices if self.cache_sharding == "batch" else 1
         return math.ceil(self.batch / shards)
 
     @property

@@ -9,8 +9,16 @@ from strop.plan.search import Plan
 
 
 def engine_config(chosen: Candidate) -> EngineConfig:
-    """Limits of one copy: its batch, its chunks of prompts beside it, and contexts as long as the longest request."""
+    """Of one copy: its mesh and layout, its batch, prompts beside it, and contexts as long as the longest request.
+
+    Where prompts and answers take different layouts, the engine is left to choose by step.
+    """
+    placed = [time.placed for time in (chosen.prompt, chosen.decode) if time.placed is not None]
+    layouts = {one.layout for one in placed}
+    is_spread = chosen.num_devices > 1
     return EngineConfig(
+        mesh="x".join(map(str, chosen.model.mesh)) if is_spread else "",
+        layout=layouts.pop() if is_spread and len(layouts) == 1 else "auto",
         max_num_seqs=chosen.batch,
         max_step_tokens=chosen.batch + chosen.prompt_pass.tokens,
         max_chunk_tokens=chosen.prompt_pass.tokens,

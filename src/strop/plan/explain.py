@@ -6,7 +6,7 @@ from typing import Any
 
 from strop.plan.candidate import Candidate
 from strop.plan.latency import Pass, Term
-from strop.plan.passes import PassTime, rooflines
+from strop.plan.passes import Partitioned, PassTime, rooflines
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def explain(chosen: Candidate) -> list[Card]:
 
 def _card(title: str, chosen: Candidate, step: Pass, time: PassTime) -> Card:
     model = chosen.model
-    assert time.placed is not None
+    assert time.placed is not None and isinstance(model, Partitioned), "only the closed forms have terms"
     rows = []
     for term, count in model.terms(step, time.placed):
         seconds = count * term.seconds.total
@@ -70,18 +70,18 @@ def _card(title: str, chosen: Candidate, step: Pass, time: PassTime) -> Card:
                 sent_bytes=count * term.sent_bytes,
                 seconds=seconds,
                 share=seconds / time.seconds,
-                binds=_binds(term, chosen),
+                binds=_binds(term, model),
             )
         )
     placed = f"{time.placed.layout}, attention over {time.placed.sharding}" if model.num_devices > 1 else "one device"
     return Card(f"{title} ({placed})", time.seconds, tuple(rows), model.parts(step, time))
 
 
-def _binds(term: Term, chosen: Candidate) -> str:
+def _binds(term: Term, model: Partitioned) -> str:
     if term.sent_bytes:
         return "links" if term.seconds.links > term.seconds.latency else "overhead"
     if not term.flops:
         return "overhead"
-    if operator.gt(*rooflines(term, chosen.model.device, chosen.model.coefficients)):
+    if operator.gt(*rooflines(term, model.device, model.coefficients)):
         return "compute"
     return "cache" if term.seconds.attention else "weights"

@@ -34,24 +34,6 @@ class PassTime(NamedTuple):
     """None where one device computes it all."""
 
 
-class PassModel(Protocol):
-    """Predicts passes of one copy of a model, with its weights stored one way."""
-
-    @property
-    def num_devices(self) -> int:
-        """That hold the copy."""
-        ...
-
-    @property
-    def weight_dtype(self) -> str:
-        """Of the stored weights."""
-        ...
-
-    def pass_time(self, step: Pass) -> PassTime:
-        """The fastest way to run it, one token sampled for each sequence."""
-        ...
-
-
 class Network:
     """What the search needs to know of a network, counted once."""
 
@@ -67,6 +49,53 @@ class Network:
             for layer, _ in self.layers
         )
         """Numbers that a layer's first product makes of a row."""
+
+
+class PassModel(Protocol):
+    """One copy of a model with its weights stored one way: what it holds, and what its passes take."""
+
+    @property
+    def network(self) -> Network:
+        """That it computes."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """Of which it takes some."""
+        ...
+
+    @property
+    def mesh(self) -> MeshShape:
+        """In which they lie."""
+        ...
+
+    @property
+    def num_devices(self) -> int:
+        """Of the mesh."""
+        ...
+
+    @property
+    def weight_dtype(self) -> str:
+        """Of the stored weights."""
+        ...
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of each device."""
+        ...
+
+    @property
+    def cache_bytes_per_token(self) -> dict[AttentionSharding, float]:
+        """That a sequence takes of each device that holds it."""
+        ...
+
+    def pass_time(self, step: Pass) -> PassTime:
+        """The fastest way to run it, one token sampled for each sequence."""
+        ...
+
+    def parts(self, step: Pass, time: PassTime) -> dict[str, float]:
+        """Seconds of a pass by what they wait for: compute, weights, cache, links, overhead."""
+        ...
 
 
 @dataclass(frozen=True)

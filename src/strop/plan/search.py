@@ -1,7 +1,7 @@
 """The configurations of a model on machines, the best of them, and the one to run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from strop.plan.candidate import MOST_LOAD, USABLE_MEMORY, Candidate
 from strop.plan.choose import SAME_WEIGHTS
 from strop.plan.latency import Coefficients, Pass
 from strop.plan.objective import Objective
-from strop.plan.passes import Network, Partitioned
+from strop.plan.passes import Network, Partitioned, PassModel
 from strop.plan.space import BATCHES, WEIGHT_DTYPES, divisors, indivisible, meshes, prompt_passes
 from strop.plan.traffic import Traffic
 from strop.plan.volumes import MeshShape
@@ -65,15 +65,19 @@ class Plan:
         }
 
 
-def search(wish: Wish) -> Plan:
+def search(wish: Wish, models: Iterable[PassModel] | None = None) -> Plan:
     """Tries all configurations.
+
+    Args:
+        models: the copies to choose from; None: partitioned over the wish's hardware in every way.
 
     Raises:
         CapacityError: nothing fits, with what would be needed.
         RequestError: a given mesh does not divide the model, no candidate keeps the objective's bounds (with the best
             that can be reached, and what binds it), or the traffic's rate is out of reach.
     """
-    candidates = tuple(every_candidate(wish))
+    copies = every_copy(wish) if models is None else models
+    candidates = tuple(candidate for model in copies for candidate in _of_model(model, wish))
     if not candidates:
         raise _too_large(wish)
     in_bounds = [one for one in candidates if _excess(one, wish.objective) <= 1]
@@ -94,8 +98,12 @@ def search(wish: Wish) -> Plan:
     return Plan(wish, chosen, reason, frontier, candidates)
 
 
-def every_candidate(wish: Wish) -> Iterator[Candidate]:
-    """All that fit memories, whether or not they keep the objective."""
+def every_copy(wish: Wish) -> Iterator[Partitioned]:
+    """Every way to lay the model over some of the devices.
+
+    Raises:
+        RequestError: no mesh divides the model.
+    """
     problems = []
     used = divisors(wish.machines.num_devices) if wish.mesh is None else [wish.mesh.size()]
     possible = False
@@ -108,13 +116,12 @@ def every_candidate(wish: Wish) -> Iterator[Candidate]:
             possible = True
             for layouts in SAME_WEIGHTS if num_devices > 1 else SAME_WEIGHTS[:1]:
                 for dtype in wish.weight_dtypes:
-                    model = Partitioned(network, wish.machines.device, mesh, layouts, dtype, wish.coefficients)
-                    yield from _of_model(model, wish)
+                    yield Partitioned(network, wish.machines.device, mesh, layouts, dtype, wish.coefficients)
     if not possible:
         raise RequestError(problems[0])
 
 
-def _of_model(model: Partitioned, wish: Wish) -> Iterator[Candidate]:
+def _of_model(model: PassModel, wish: Wish) -> Iterator[Candidate]:
     """Its batches, each with all ways to take prompts in."""
     traffic = wish.traffic
     if model.weight_bytes > USABLE_MEMORY * model.device.memory_bytes:
@@ -198,18 +205,19 @@ def _out_of_bounds(candidates: Sequence[Candidate], wish: Wish) -> RequestError:
 
 def _too_large(wish: Wish) -> CapacityError:
     device, traffic = wish.machines.device, wish.traffic
-    used = wish.machines.num_devices if wish.mesh is None else wish.mesh.size()
-    network = Network(wish.spec, used)
-    dtype = wish.weight_dtypes[-1]
-    model = Partitioned(network, device, wish.mesh or meshes(device, used)[0], ("ws1d",), dtype, wish.coefficients)
+    model = max(every_copy(wish), key=lambda model: (model.num_devices, -model.weight_bytes))
+    used, dtype = model.num_devices, model.weight_dtype
+    given = wish.machines.num_devices if wish.mesh is None else used
+    shared = "" if used == given else f" (the model's dimensions are not shared evenly by all {given})"
     limit = USABLE_MEMORY * device.memory_bytes
-    needed = math.ceil(model.weight_bytes * used / limit) + 1
+    needed = 1 << math.ceil(model.weight_bytes * used / limit).bit_length()  # powers of two share dimensions evenly
+    smaller = "" if dtype == "int8" else "int8 weights, "
     weights, held = (f"{num_bytes / GIB:,.1f} GiB" for num_bytes in (model.weight_bytes * used, used * limit))
     sequence = f"{model.cache_bytes_per_token['batch'] * traffic.context_len / GIB:.2f} GiB"
     return CapacityError(
         f"the model does not fit: its {dtype} weights take {weights}, a sequence of {traffic.context_len:,} tokens "
-        f"{sequence} more, and {used} of {device.name} hold {held} ({USABLE_MEMORY:.0%} of their memory): give about "
-        f"{needed} devices or larger ones, int8 weights, or shorter requests"
+        f"{sequence} more, and {used} of {device.name} hold {held} ({USABLE_MEMORY:.0%} of their memory){shared}: give "
+        f"{needed} devices or larger ones, {smaller}or shorter requests"
     )
 
 
