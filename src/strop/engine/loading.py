@@ -186,7 +186,7 @@ def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, st
 
     if jax.default_backend() != "cpu":
         return "xla", None
-    reason = _no_kernels(spec, config)
+    reason = no_kernels(spec, config)
     return ("native" if reason is None else "xla"), reason
 
 
@@ -198,7 +198,7 @@ def plan_memory_here(reader: ParameterReader, spec: ModelSpec, config: EngineCon
     return plan_memory(reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes)
 
 
-def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
+def no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
     """Why the native kernels cannot serve this model here; None when they can."""
     if os.environ.get("STROP_NATIVE") == "0":
         return "STROP_NATIVE=0"

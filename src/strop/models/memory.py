@@ -141,6 +141,24 @@ def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: 
     return vectors + packed_weight_bytes(reader, reader.spec)
 
 
+def activation_bytes(spec: ModelSpec, config: EngineConfig, platform: Platform) -> int:
+    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`."""
+    widest = max(_row_len(spec, layer, platform) for layer in dict.fromkeys(spec.layers))
+    rows = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
+    if platform == "native":
+        return rows
+    from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
+
+    # XLA computes padding too, and gathers the keys and values of some rows at a time, twice.
+    per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
+    return 4 * rows + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
+
+
+def runtime_bytes(spec: ModelSpec, platform: Platform) -> int:
+    """Of a process that serves one model, without weights, cache and activations."""
+    return RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+
+
 def plan_memory(
     reader: ParameterReader,
     spec: ModelSpec,
@@ -193,14 +211,7 @@ def fit_memory(
     def cache_bytes(num_blocks: int) -> int:
         return sum(group.num_blocks * group.bytes_per_token for group in groups(num_blocks)) * config.block_len
 
-    widest = max(_row_len(spec, layer, platform) for layer in spec.layers)
-    activations = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
-    if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
-        per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
-        from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
-
-        activations = 4 * activations + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
-    runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+    activations, runtime = activation_bytes(spec, config, platform), runtime_bytes(spec, platform)
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1
