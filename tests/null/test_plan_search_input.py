@@ -205,7 +205,7 @@ def test_serve_and_run_take_a_plan_and_options_win(tmp_path: Path) -> None:
     assert found["context"] == 350
     assert parsed(serve.command, "m.gguf", "--plan", str(path), "--max-seqs", "3")["max_seqs"] == 3
     assert parsed(run.command, "m.gguf", "hello", "--plan", str(path))["context"] == 350
-    assert parsed(serve.command, "m.gguf")["max_seqs"] == 32
+    assert parsed(serve.command, "m.gguf")["max_seqs"] is None
 
 
 @pytest.mark.parametrize(

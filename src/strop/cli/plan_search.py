@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from strop.cli.output import print_facts, print_table
@@ -67,7 +68,7 @@ def _search_here(wish: Callable[[Machines], Wish], checkpoint: AnyCheckpoint | N
     from strop.plan.local import published_copy, stored_copy, this_hardware
 
     profile = machine_profile()
-    asked = wish(this_hardware(profile))
+    asked = replace(wish(this_hardware(profile)), groups_prompts=False)
     config, machines = EngineConfig(), asked.machines
     if checkpoint is not None:
         return search(asked, [stored_copy(checkpoint, asked.spec, profile, config, machines)])

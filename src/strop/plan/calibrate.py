@@ -9,6 +9,7 @@ import logging
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +144,7 @@ def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> 
 
 
 def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProfile:
-    """This machine's stored profile; without one, a coarse one that takes some five seconds and is not kept.
+    """This machine's stored profile; without one, a coarse one that takes some five seconds, and is stored, too.
 
     Args:
         num_threads: 0 means the usable cores.
@@ -169,8 +170,13 @@ def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProf
     stored = read_profile(directory, machine)
     if stored is not None:
         return stored
-    log.info("this machine was never calibrated: probing it for some seconds; `strop plan --calibrate` measures more")
-    return calibrate(library, machine, COARSE)
+    log.warning(
+        "this machine is measured for the first time, some seconds long; `strop plan --calibrate` does it better"
+    )
+    profile = calibrate(library, machine, COARSE)
+    with suppress(OSError):  # it is measured again next time
+        write_profile(directory, profile)
+    return profile
 
 
 class Rounds:

@@ -30,5 +30,11 @@ def plan_file(plan: Plan, model: str) -> dict[str, Any]:
     """What the file holds: `engine` is read, `plan` says what it was made for."""
     return {
         "engine": asdict(engine_config(plan.chosen)),
-        "plan": {"model": model, **plan.as_json()["hardware"], "chosen": plan.chosen.as_json()},
+        "plan": {
+            "model": model,
+            "hardware": plan.wish.machines.device.name,
+            "devices": plan.wish.machines.num_devices,
+            "traffic": asdict(plan.wish.traffic),
+            "chosen": plan.chosen.as_json(),
+        },
     }

@@ -35,6 +35,9 @@ class Wish:
     """None: any."""
     weight_dtypes: tuple[str, ...] = WEIGHT_DTYPES
     price_per_device_hour: float | None = None
+    batches: tuple[int, ...] = BATCHES
+    groups_prompts: bool = True
+    """Whether prompts wait for each other to share a pass. Strop's engine takes what comes: one, or a whole batch."""
 
     @property
     def takes_whole_batches(self) -> bool:
@@ -126,12 +129,12 @@ def _of_model(model: PassModel, wish: Wish) -> Iterator[Candidate]:
     traffic = wish.traffic
     if model.weight_bytes > model.usable_bytes:
         return
-    prompts = [(step, count, model.pass_time(step)) for step, count in prompt_passes(traffic, max(BATCHES))]
-    for batch in BATCHES:
+    prompts = [(step, count, model.pass_time(step)) for step, count in prompt_passes(traffic, max(wish.batches))]
+    for batch in wish.batches:
         decode = model.pass_time(Pass(batch, 1, traffic.input_tokens + traffic.output_tokens // 2))
         found = []
         for step, count, time in prompts:
-            if step.batch > batch:
+            if step.batch > batch or not (wish.groups_prompts or step.batch in (1, batch)):
                 continue
             made = Candidate(model, traffic, batch, step, count, time, decode, 1, wish.price_per_device_hour)
             if made.fits and (wish.takes_whole_batches or _flows(made)):
