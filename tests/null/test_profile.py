@@ -80,7 +80,9 @@ def test_a_damaged_file_is_named(damage: Damage, tmp_path: Path) -> None:
         read_profile(tmp_path, MACHINE)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"version": NaN}', b" " * (2 << 20)])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"version": NaN}', b" " * (2 << 20), b'{"a":' + b"[" * 500_000]
+)
 def test_no_profile_at_all(content: bytes, tmp_path: Path) -> None:
     path = profile_path(tmp_path, MACHINE)
     path.parent.mkdir()

@@ -179,7 +179,7 @@ def read_profile(directory: Path, machine: Machine) -> MachineProfile | None:
         if msgspec.json.decode(content, type=dict).get("version") != VERSION:
             return None
         found = msgspec.json.decode(content, type=MachineProfile)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} is no profile of a machine ({error}): delete it and calibrate again") from error
     return found if found.machine == machine else None
 
