@@ -5,11 +5,11 @@ from dataclasses import fields
 import click
 import pytest
 
-from strop.cli import bench, chat, run, verb
+from strop.cli import bench, chat, run, serve, verb
 from strop.core.config import EngineConfig
 from strop.core.errors import CapacityError, FormatError
 
-RUN, BENCH = verb.flags_of(run.command), verb.flags_of(bench.command)
+RUN, BENCH, SERVE = (verb.flags_of(one.command) for one in (run, bench, serve))
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ RUN, BENCH = verb.flags_of(run.command), verb.flags_of(bench.command)
         (RUN, "seed=5, stop[0]='' and top_p=2", "--seed 5, --stop '' and --top-p 2"),
         (RUN, "lower max_num_seqs", "lower max_num_seqs"),
         (BENCH, "lower max_num_seqs", "lower --batches"),
+        (SERVE, "lower max_num_seqs", "lower --max-seqs"),
         (RUN, "no such file /a/max_tokens/top_k.gguf", "no such file /a/max_tokens/top_k.gguf"),
         (RUN, "'max_tokens' my_top_k top_k_more x.top_k", "'max_tokens' my_top_k top_k_more x.top_k"),
     ],
@@ -32,8 +33,9 @@ def test_fields_become_flags(flags: dict[str, str], message: str, shown: str) ->
 
 
 def test_every_renamed_field_and_flag_exists() -> None:
-    assert verb._OPTION_OF_FIELD.keys() <= {field.name for field in fields(EngineConfig)}
-    assert {f"--{option}" for option in verb._OPTION_OF_FIELD.values()} <= {*RUN.values(), *BENCH.values()}
+    assert verb._OPTIONS_OF_FIELD.keys() <= {field.name for field in fields(EngineConfig)}
+    named = {f"--{name.replace('_', '-')}" for names in verb._OPTIONS_OF_FIELD.values() for name in names}
+    assert named <= {*RUN.values(), *BENCH.values(), *SERVE.values()}
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import click
 from strop.core.errors import CapacityError, RequestError, StropError
 
 # Options that are not called like the setting they change; the others differ only in dashes.
-_OPTION_OF_FIELD = {
-    "max_context_len": "context",
-    "memory_bytes": "memory",
-    "num_threads": "threads",
-    "max_num_seqs": "batches",
+_OPTIONS_OF_FIELD = {
+    "max_context_len": ("context",),
+    "memory_bytes": ("memory",),
+    "num_threads": ("threads",),
+    "max_num_seqs": ("max_seqs", "batches"),
 }
 
 
@@ -37,7 +37,7 @@ def run_verb(command: click.Command, arguments: list[str]) -> None:
 def flags_of(command: click.Command) -> dict[str, str]:
     """Field of SamplingParams or EngineConfig -> the flag that sets it."""
     flags = {param.name: param.opts[0] for param in command.params if isinstance(param, click.Option) and param.name}
-    renamed = {field: flags[option] for field, option in _OPTION_OF_FIELD.items() if option in flags}
+    renamed = {field: flags[one] for field, options in _OPTIONS_OF_FIELD.items() for one in options if one in flags}
     return flags | renamed
 
 
