@@ -113,11 +113,13 @@ def read_trace(path: Path) -> tuple[Arrival, ...]:
             length that is not a whole number of 1 or more. The message names the line.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
             rows = csv.reader(file)
             header = next(rows, [])
             if tuple(header) != TRACE_COLUMNS:
-                raise RequestError(f"{path}, line 1 is {','.join(header)!r}: it must be {','.join(TRACE_COLUMNS)!r}")
+                raise RequestError(
+                    f"{path}, line 1 is {','.join(header)!r:.80}: it must be {','.join(TRACE_COLUMNS)!r}"
+                )
             arrivals: list[Arrival] = []
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
@@ -136,18 +138,20 @@ def read_trace(path: Path) -> tuple[Arrival, ...]:
 
 def _arrival(row: list[str], where: str) -> Arrival:
     if len(row) != len(TRACE_COLUMNS) or not all(cell.strip() for cell in row):
-        raise RequestError(f"{where} is {','.join(row)!r}: it needs {len(TRACE_COLUMNS)} cells, none of them empty")
+        raise RequestError(f"{where} is {','.join(row)!r:.80}: it needs {len(TRACE_COLUMNS)} cells, none of them empty")
     try:
         time_s = float(row[0])
     except ValueError:
         time_s = math.nan
     if not 0 <= time_s < math.inf:
-        raise RequestError(f"{where}: 'time_s' is {row[0]!r}: give seconds of 0 or more")
+        raise RequestError(f"{where}: 'time_s' is {row[0]!r:.40}: give seconds of 0 or more")
     return Arrival(time_s, Lengths(_length(row, 1, where), _length(row, 2, where)))
 
 
 def _length(row: list[str], column: int, where: str) -> int:
     text = row[column].strip()
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
-        raise RequestError(f"{where}: {TRACE_COLUMNS[column]!r} is {row[column]!r}: give a whole number of 1 or more")
+        raise RequestError(
+            f"{where}: {TRACE_COLUMNS[column]!r} is {row[column]!r:.40}: give a whole number of 1 or more"
+        )
     return int(text)
