@@ -41,5 +41,5 @@ def test_a_serial_block_has_the_same_matrices() -> None:
 
 
 def test_an_unknown_name_lists_the_nearest() -> None:
-    with pytest.raises(UnsupportedError, match=r"'palm540b'; did you mean palm-540b\?"):
+    with pytest.raises(UnsupportedError, match=r"'palm540b' \(did you mean palm-540b\?\)"):
         published_spec("palm540b")

@@ -121,9 +121,11 @@ def find_machines(text: str) -> Machines:
             "of these with xN for N of them, or a file.toml of your own"
         )
     if not 1 <= count <= device.max_devices:
+        linked = (
+            f"is linked in groups of 1 to {device.max_devices}" if device.max_devices > 1 else "has no links to others"
+        )
         raise RequestError(
-            f"{text!r:.80} asks for {count} devices; {device.name} is linked in groups of 1 to {device.max_devices}: "
-            "plan for one group, and run several"
+            f"{text!r:.80} asks for {count} devices; {device.name} {linked}: plan for one group, and run several"
         )
     return Machines(device, count)
 

@@ -46,10 +46,15 @@ def published_spec(name: str) -> ModelSpec:
         UnsupportedError: no such name; the nearest is named.
     """
     if name not in PUBLISHED:
-        near = difflib.get_close_matches(name.lower(), PUBLISHED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UnsupportedError(f"no published model is called {name!r:.80}{hint}: known are {', '.join(PUBLISHED)}")
+        raise UnsupportedError(unpublished(name))
     return PUBLISHED[name]
+
+
+def unpublished(name: str) -> str:
+    """That no published network is called so, and which is nearly."""
+    near = difflib.get_close_matches(name.lower(), PUBLISHED, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"no published model is called {name!r:.80}{hint}: known are {', '.join(PUBLISHED)}"
 
 
 def with_heads(spec: ModelSpec, num_heads: int) -> ModelSpec:

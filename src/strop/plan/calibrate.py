@@ -7,6 +7,7 @@ rounds of one.
 import ctypes
 import logging
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -156,9 +157,10 @@ def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProf
     """
     library, path = native.library(), native.library_path()
     if library is None or path is None or not native.register():
-        raise UnsupportedError(
-            "there are no native kernels to measure: install with a C++ compiler, on x86-64 with AVX2"
-        )
+        cure = "install with a C++ compiler, on x86-64 with AVX2"
+        if os.environ.get("STROP_NATIVE") == "0":
+            cure = "unset STROP_NATIVE, which hides them"
+        raise UnsupportedError(f"there are no native kernels to measure: {cure}")
     num_threads = num_threads or usable_cores()
     machine = this_machine(native.isa() or "", num_threads, path)
     directory = cache_directory()
