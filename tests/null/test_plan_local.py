@@ -77,12 +77,14 @@ def test_memory_is_the_engines_own_plan() -> None:
     engine = fit_memory(int(chosen.model.weight_bytes), SPEC, config, "native", available_bytes=8 << 30)
     assert chosen.activation_bytes == engine.activation_bytes
     assert chosen.cache_bytes >= 0.9 * engine.cache_bytes  # windows count as if they saw all
-    assert chosen.model.usable_bytes + engine.runtime_bytes == 8 << 30
+    assert chosen.model.runtime_bytes == engine.runtime_bytes and chosen.model.usable_bytes == 8 << 30
+    assert chosen.memory_bytes == pytest.approx(engine.total_bytes, rel=0.05)
+    assert chosen.as_json()["memory_bytes_per_device"]["total"] == round(chosen.memory_bytes)
 
 
 def test_what_does_not_fit_is_refused_with_what_there_is() -> None:
     with pytest.raises(
-        CapacityError, match=r"and 1 of this-machine hold .* take a machine with more memory, int8 weights"
+        CapacityError, match=r"and 1 of this-machine hold .* take a machine with more memory, or shorter"
     ):
         planned("in=64,out=64", num_bytes=260 << 20)
 

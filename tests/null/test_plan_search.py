@@ -264,8 +264,13 @@ def test_a_rate_out_of_reach_says_what_is() -> None:
 
 
 def test_what_does_not_fit_says_what_would() -> None:
-    with pytest.raises(CapacityError, match=r"int8 weights take .* GiB, .* give 16 devices"):
+    with pytest.raises(CapacityError, match=r"int8 weights take .* GiB, .* give 8 devices"):
         search(wish("palm-540b", "h100x2"))
+    assert search(wish("palm-540b", "h100x8")).chosen.num_devices == 8  # as that says
+    with pytest.raises(CapacityError, match=r"take devices with more memory, or shorter requests"):
+        search(wish("palm-540b", "l4x8"))
+    with pytest.raises(CapacityError, match=r"take a mesh of 32 devices or larger ones"):
+        search(wish("palm-540b", "tpu-v4x64", mesh=MeshShape(2, 4)))
     with pytest.raises(CapacityError, match=r"1 of tpu-v4 hold .* \(the model's dimensions .* by all 61\)"):
         search(wish("palm-540b", "tpu-v4x61"))
 

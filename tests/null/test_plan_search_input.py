@@ -10,9 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from strop.cli import bench, run, serve
 from strop.cli import plan as plan_verb
-from strop.cli import run, serve
 from strop.cli.plan_search import open_model, read_traffic
+from strop.cli.verb import flags_of, in_flags
 from strop.core.errors import FormatError, RequestError, StropError, UnsupportedError
 from strop.core.plan_file import read_engine_settings
 from strop.models.published import published_spec
@@ -83,6 +84,11 @@ def test_recorded_traffic(tmp_path: Path) -> None:
     assert (found.input_tokens, found.output_tokens, found.context_len) == (200, 30, 340)
     assert found.rate_per_s == pytest.approx((100 + 50) / 60, rel=0.02)  # of the busiest minute
     assert recorded_traffic([5.0], [7], [3]) == Traffic(7, 3, None, 10)
+    path.write_bytes(b"\xef\xbb\xbftime_s,prompt_tokens,output_tokens\r\n0,7,3\r\n")  # as spreadsheets write it
+    assert read_traffic(str(path)) == Traffic(7, 3, None, 10)
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(RequestError, match="is not a CSV file in UTF-8"):
+        read_traffic(str(path))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,10 @@ def test_recorded_traffic(tmp_path: Path) -> None:
         ("0,5,5\n\n2,5,5", "line 3 is '': it needs 3 cells"),
         ("0,5,0", "line 2: 'output_tokens' is '0'"),
         ("", "has no arrivals"),
+        ("0,5,5,5", "line 2 is '0,5,5,5': it needs 3 cells"),
+        ("nan,5,5", "line 2: 'time_s' is 'nan'"),
+        ("0,5,1e999", "line 2: 'output_tokens' is '1e999'"),
+        ("0" * 200_000, "is not a CSV file"),
     ],
 )
 def test_recorded_traffic_refused(tmp_path: Path, lines: str, message: str) -> None:
@@ -108,6 +118,8 @@ def test_models() -> None:
     assert open_model("palm-62b")[0].num_layers == 64
     with pytest.raises(UnsupportedError, match="did you mean palm-62b"):
         open_model("palm-63b")
+    with pytest.raises(UnsupportedError, match=r"no file or folder is called .none\.gguf."):
+        open_model("none.gguf")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -170,11 +182,38 @@ def test_json_is_strict_and_prices_follow() -> None:
         (["palm-8b", "--hardware", "h200x8", "--mesh", "3"], "do not divide"),
         (["palm-8b", "--hardware", "h200", "--html", "/none/at/all"], "cannot be written"),
         (["palm-8b", "--hardware", "h200", "--traffic", "none.csv"], "cannot be read"),
+        (["--validate", "--hardware", "h200"], "--hardware is for plans of a MODEL"),
+        (["--calibrate", "--traffic", "in=5"], "--traffic is for plans of a MODEL"),
     ],
 )
 def test_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(StropError, match=message):
         shown(*arguments)
+
+
+@pytest.mark.parametrize("traffic", ["out=0", "size=3"])
+def test_no_option_is_called_like_a_part_of_traffic(traffic: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_traffic(traffic)
+    assert "--out" not in in_flags(str(caught.value), flags_of(plan_verb.command))
+
+
+def test_spare_capacity_is_spoken_of_where_a_rate_leaves_some() -> None:
+    assert "a fifth of capacity" in shown("palm-8b", "--hardware", "l4", "--traffic", "rate=0.1")
+    assert "a fifth of capacity" not in shown("palm-8b", "--hardware", "l4")
+
+
+def test_one_device_has_no_columns_for_layouts() -> None:
+    header = shown("palm-8b", "--hardware", "l4").splitlines()[0].split("\t")
+    assert header[:5] == ["", "devices", "weights", "batch", "prompts"] and "decode layout" not in header
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--plan", "plan.json", "--rows", "decode"], ["m.gguf", "--seconds", "3"]], ids=" ".join
+)
+def test_bench_ignores_no_option(arguments: list[str]) -> None:
+    with pytest.raises(RequestError, match=r"--rows does not go with --plan|--seconds is for --plan"):
+        bench.command.main(arguments, standalone_mode=False)
 
 
 def test_no_jax_is_imported() -> None:

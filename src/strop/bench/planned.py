@@ -113,7 +113,6 @@ class _Run:
         gaps = [[b - a for a, b in pairwise(answer.token_s)] for answer in answers]
         between = [one for one in gaps if one]
         rate = (len(self._ends_s) - 1) / (self._ends_s[-1] - self._ends_s[0])
-        memory = self._engine.memory
         found = [
             ("step of answers", "ms", 1e3 * chosen.decode.step_s, 1e3 * median(self._steps_s or [0.0])),
             ("TTFT", "ms", 1e3 * chosen.ttft_s, 1e3 * mean(one.token_s[0] - one.begin_s for one in answers)),
@@ -122,7 +121,7 @@ class _Run:
             ("E2E", "ms", 1e3 * chosen.e2e_s, 1e3 * mean(one.token_s[-1] - one.begin_s for one in answers)),
             ("requests", "/min", chosen.requests_per_min, 60 * rate),
             ("written", "tokens/s", chosen.output_tokens_per_s, self._traffic.output_tokens * rate),
-            ("memory", "MiB", memory.total_bytes / MIB, peak_rss_bytes() / MIB),
+            ("memory", "MiB", chosen.memory_bytes_per_device.total / MIB, peak_rss_bytes() / MIB),
         ]
         return [Promise(*one) for one in found if one[3]]
 

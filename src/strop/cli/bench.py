@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
+from strop.cli.options import refuse_options
 from strop.core.config import KvDtype
 from strop.core.errors import RequestError
 
@@ -17,7 +19,12 @@ ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
 @click.option(
     "--plan", type=click.Path(path_type=Path), help="File of `strop plan --out`: measure what it promises, and no rows."
 )
-@click.option("--seconds", default=20.0, type=click.FloatRange(1), help="For how long, with --plan.")
+@click.option(
+    "--seconds",
+    default=20.0,
+    type=click.FloatRange(1),
+    help="For how long, with --plan; at least until each of its sequences had a turn.",
+)
 @click.option("--against", default="", help="Engines to measure beside ours: llama.cpp,openvino,vllm.")
 @click.option("--peers", type=click.Path(path_type=Path), help="Where they are; ~/.cache/strop/peers if not given.")
 @click.option("--rows", default=",".join(ROWS), help="What to measure.")
@@ -48,10 +55,13 @@ def command(
     it. MODEL may then be left out.
     """
     if plan is not None:
+        refuse_options("does not go with --plan, which says what is run", but=("model", "plan", "seconds", "json_file"))
         _measure_plan(plan, model, seconds, json_file)
         return
     if model is None:
         raise RequestError("MODEL is missing: give one, or --plan FILE")
+    if click.get_current_context().get_parameter_source("seconds") is ParameterSource.COMMANDLINE:
+        raise RequestError("--seconds is for --plan: rows take as long as they take")
     from strop.bench.peers import default_directory
     from strop.bench.report import shares_above_one
     from strop.bench.session import BenchOptions, run_bench
@@ -76,7 +86,12 @@ def command(
 def _measure_plan(plan: Path, model: str | None, seconds: float, json_file: Path | None) -> None:
     from strop.bench.planned import as_json, measure_plan
     from strop.cli.output import print_table
+    from strop.core.plan_file import read_plan
 
+    run = read_plan(plan)[1].chosen
+    full_s = 2 * 60 * run.batch / run.requests_per_min
+    if full_s > seconds:
+        print(f"{run.batch} sequences at once: this takes about {full_s:.0f} s, if the plan holds", file=sys.stderr)
     facts, promises = measure_plan(plan, model, seconds)
     header = ["", "predicted", "measured", "unit", "error"]
     rows = [[p.name, f"{p.predicted:.4g}", f"{p.measured:.4g}", p.unit, f"{p.error:+.1%}"] for p in promises]

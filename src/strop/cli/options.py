@@ -1,11 +1,12 @@
 """Options that several verbs share, and the settings they make."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from strop.core.config import GIB, EngineConfig
 from strop.core.errors import RequestError
@@ -102,6 +103,15 @@ def _take_plan(context: click.Context, _: click.Parameter, path: Path | None) ->
     settings = read_engine_settings(path)
     named = {option: settings[name] for name, option in _OPTION_OF_SETTING.items() if name in settings}
     context.default_map = {**(context.default_map or {}), **named}
+
+
+def refuse_options(reason: str, *, but: Collection[str] = ()) -> None:
+    """Raises RequestError for what stands on the command line and is not one of these parameters."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        name = str(param.name)
+        if name not in but and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise RequestError(f"{param.opts[0]} {reason}: leave it out")
 
 
 def sampling_params(settings: Mapping[str, Any]) -> SamplingParams:

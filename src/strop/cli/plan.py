@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from strop.cli.options import refuse_options
 from strop.cli.output import print_table
 from strop.core.errors import RequestError
 
@@ -62,6 +63,7 @@ def command(model: str | None, validate: bool, calibrate: bool, as_json: bool, *
 
         show_plan(model, as_json=as_json, **asked)
         return
+    refuse_options("is for plans of a MODEL", but=("validate", "calibrate", "as_json"))
     if calibrate:
         _calibrate(as_json)
         return

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from strop.cli.output import print_facts, print_table
-from strop.cli.plan_text import card_tables, chosen_facts, frontier_table
+from strop.cli.plan_text import LEFT_ALIGNED, card_tables, chosen_facts, frontier_table
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
 from strop.formats.checkpoint import AnyCheckpoint
 from strop.machine.catalog import THIS, Machines, find_machines
-from strop.models.published import PUBLISHED, published_spec
+from strop.models.published import PUBLISHED, published_spec, unpublished
 from strop.models.spec import ModelSpec
 from strop.plan.emit import plan_file
 from strop.plan.objective import parse_objective
@@ -85,7 +85,7 @@ def open_model(model: str) -> tuple[ModelSpec, AnyCheckpoint | None]:
     from strop.models.reader import load_spec
 
     if "/" not in model and not Path(model).exists():
-        return published_spec(model), None  # says which there are
+        raise UnsupportedError(f"no file or folder is called {model!r:.80}, and {unpublished(model)}")
     checkpoint = open_checkpoint(model)
     spec = load_spec(checkpoint)
     if not spec.causal:
@@ -126,22 +126,10 @@ def _print_json(plan: Plan, model: str, *, explain: bool) -> None:
 
 def _print(plan: Plan, *, explain: bool) -> None:
     header, rows = frontier_table(plan)
-    print_table(header, rows, right_aligned=[*header[1:2], header[4], *header[8:14], header[-1]])
+    print_table(header, rows, right_aligned=set(header) - LEFT_ALIGNED)
     print()
-    print_facts([("chosen", plan.reason), *chosen_facts(plan), ("figures", _source(plan))])
+    print_facts([("chosen", plan.reason), *chosen_facts(plan)])
     if explain:
         for title, (header, rows) in card_tables(plan):
             print(f"\n{title}")
             print_table(header, rows, right_aligned=header[1:7])
-
-
-def _source(plan: Plan) -> str:
-    device = plan.wish.machines.device
-    if device.name == THIS:
-        return f"predicted from what was measured of {device.title}; a fifth of capacity is kept free"
-    text = "predicted, nothing was run; a tenth of memory and a fifth of capacity are kept free"
-    if device.name != "tpu-v4":
-        text += f"; efficiencies are those fitted to TPU v4, not measured on {device.title}"
-    if plan.chosen.model.weight_dtype == "int8":
-        text += "; int8 weights change answers a little: measure that with `strop eval`"
-    return text

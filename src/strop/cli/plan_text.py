@@ -1,10 +1,14 @@
 """A plan in words and tables."""
 
 from strop.cli.output import size
+from strop.machine.catalog import THIS
 from strop.plan.candidate import Candidate
 from strop.plan.explain import explain
 from strop.plan.latency import Placed
 from strop.plan.search import Plan, describe, milliseconds
+
+LEFT_ALIGNED = frozenset({"", "mesh", "weights", "prompts", "prompt layout", "decode layout", "binds"})
+"""Columns of the frontier."""
 
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -40,18 +44,17 @@ def chosen_facts(plan: Plan) -> list[tuple[str, str]]:
         ("of the limit", f"MFU {one.mfu:.1%}, MBU of decode {one.mbu:.1%}"),
         ("binds", f"{one.binds} (decode), {one.prompt_binds} (prompts)"),
         ("cost", _cost(one)),
-        ("memory", f"weights {size(round(one.model.weight_bytes))}, cache {size(round(one.cache_bytes))}, activations "
-                   f"{size(round(one.activation_bytes))}; in all {size(round(one.memory_bytes))} of "
-                   f"{size(round(one.model.usable_bytes))} of each device"),
+        ("memory", _memory(one)),
         ("largest context", f"{context:,} tokens at this batch, by memory"
                             + (f"; the model's own limit is {own:,}" if own < context else "")),
+        ("figures", _source(plan)),
     ]  # fmt: skip
 
 
 def _copies(one: Candidate, plan: Plan) -> str:
     unused = plan.wish.machines.num_devices - one.copies * one.num_devices
     copies = "1 copy" if one.copies == 1 else f"{one.copies} copies"
-    return f"{copies}, {unused} devices left" if unused else f"{copies}, all devices in use"
+    return f"{copies}, {unused} device{'s' if unused > 1 else ''} left" if unused else f"{copies}, all devices in use"
 
 
 def _prompts(one: Candidate) -> str:
@@ -80,6 +83,32 @@ def _cost(one: Candidate) -> str:
     return f"{text}, {basis}"
 
 
+def _memory(one: Candidate) -> str:
+    model = one.model
+    parts = {
+        "weights": model.weight_bytes,
+        "cache": one.cache_bytes,
+        "activations": one.activation_bytes,
+        "runtime": model.runtime_bytes,
+    }
+    shown = ", ".join(f"{name} {size(round(num_bytes))}" for name, num_bytes in parts.items() if num_bytes)
+    return f"{shown}; in all {size(round(one.memory_bytes))} of {size(round(model.usable_bytes))} of each device"
+
+
+def _source(plan: Plan) -> str:
+    """Where the figures come from, and what they leave out."""
+    device = plan.wish.machines.device
+    spare = "" if plan.wish.traffic.rate_per_s is None else "; a fifth of capacity is kept free"
+    if device.name == THIS:
+        return f"predicted from {device.sources['times']} of {device.title}{spare}"
+    text = f"predicted, nothing was run; a tenth of memory is kept free{spare}"
+    if device.name != "tpu-v4":
+        text += f"; efficiencies are those fitted to TPU v4, not measured on {device.title}"
+    if plan.chosen.model.weight_dtype == "int8":
+        text += "; int8 weights change answers a little: measure that with `strop eval`"
+    return text
+
+
 def frontier_table(plan: Plan) -> Table:
     """A row for each configuration that none beats, but for those that are hardly cheaper than the one before."""
     has_price = plan.wish.price_per_device_hour is not None
@@ -101,7 +130,9 @@ def frontier_table(plan: Plan) -> Table:
     for one in plan.frontier:
         if one is plan.chosen or not shown or one.device_s_per_request < 0.99 * shown[-1].device_s_per_request:
             shown.append(one)
-    return header, [_row(one, plan) for one in shown]
+    rows = [_row(one, plan) for one in shown]
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]  # one device has no layouts
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _row(one: Candidate, plan: Plan) -> list[str]:
@@ -116,7 +147,7 @@ def _row(one: Candidate, plan: Plan) -> list[str]:
     return [
         "chosen" if one is plan.chosen else "",
         f"{one.num_devices}" + (f" x {one.copies}" if one.copies > 1 else ""),
-        str(one.model.mesh),
+        str(one.model.mesh) if one.num_devices > 1 else "",
         one.model.weight_dtype,
         str(one.batch),
         prompts,

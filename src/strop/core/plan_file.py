@@ -25,6 +25,12 @@ class PlannedStep(msgspec.Struct):
     step_s: float
 
 
+class PlannedMemory(msgspec.Struct):
+    """Of each device."""
+
+    total: int
+
+
 class PlannedRun(msgspec.Struct):
     """What was predicted of the chosen configuration."""
 
@@ -37,6 +43,7 @@ class PlannedRun(msgspec.Struct):
     e2e_s: float
     requests_per_min: float
     output_tokens_per_s: float
+    memory_bytes_per_device: PlannedMemory
 
 
 class PlannedTraffic(msgspec.Struct):
@@ -59,6 +66,8 @@ class PlanFacts(msgspec.Struct):
         sizes = self.devices, self.traffic.input_tokens, self.traffic.output_tokens, self.chosen.batch
         if not all(1 <= size <= 1 << 24 for size in (*sizes, self.chosen.prompt.prompts_at_once)):
             raise ValueError("a number of devices, tokens or sequences out of range")
+        if not self.chosen.requests_per_min > 0:
+            raise ValueError("requests_per_min is not above 0")
 
 
 def read_engine_settings(path: Path) -> dict[str, Any]:

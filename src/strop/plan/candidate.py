@@ -162,7 +162,7 @@ class Candidate:
     @property
     def memory_bytes(self) -> float:
         """All of it."""
-        return self.model.weight_bytes + self.cache_bytes + self.activation_bytes
+        return self.model.weight_bytes + self.cache_bytes + self.activation_bytes + self.model.runtime_bytes
 
     @property
     def fits(self) -> bool:
@@ -172,7 +172,7 @@ class Candidate:
     @property
     def longest_context_tokens(self) -> int:
         """Of each of `batch` sequences, by memory; the model's own limit may be less."""
-        room = self.model.usable_bytes - self.model.weight_bytes - self.activation_bytes
+        room = self.model.usable_bytes - (self.memory_bytes - self.cache_bytes)
         return int(room / (self.cache_bytes_per_token * self.sequences_per_device))
 
     def as_json(self) -> dict[str, Any]:
@@ -210,6 +210,7 @@ class Candidate:
                 "weights": round(self.model.weight_bytes),
                 "cache": round(self.cache_bytes),
                 "activations": round(self.activation_bytes),
+                "runtime": round(self.model.runtime_bytes),
                 "total": round(self.memory_bytes),
                 "limit": round(self.model.usable_bytes),
             },

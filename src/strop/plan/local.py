@@ -58,7 +58,9 @@ def this_hardware(profile: MachineProfile) -> Machines:
         max_devices=1,
         usd_per_device_hour=None,
         price_date="",
-        sources={},
+        sources={
+            "times": "a probe of seconds (`strop plan --calibrate` measures more)" if profile.coarse else "calibration"
+        },
     )
     return Machines(device, 1)
 
@@ -101,8 +103,13 @@ class Local:
 
     @property
     def usable_bytes(self) -> float:
-        """What is free now, or the config's limit, without what the runtime takes."""
-        return (self._config.memory_bytes or self.device.memory_bytes) - runtime_bytes(self.network.spec, "native")
+        """What is free now, or the config's limit."""
+        return self._config.memory_bytes or self.device.memory_bytes
+
+    @property
+    def runtime_bytes(self) -> float:
+        """As the engine plans it."""
+        return runtime_bytes(self.network.spec, "native")
 
     def activation_bytes(self, rows: int, batch: int) -> float:
         """As the engine plans them."""

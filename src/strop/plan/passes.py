@@ -111,7 +111,12 @@ class PassModel(Protocol):
 
     @property
     def usable_bytes(self) -> float:
-        """Of each device's memory, for weights, cache and activations."""
+        """Of each device's memory, for all that follows."""
+        ...
+
+    @property
+    def runtime_bytes(self) -> float:
+        """Of each device, beside weights, cache and activations."""
         ...
 
     def activation_bytes(self, rows: int, batch: int) -> float:
@@ -166,6 +171,11 @@ class Partitioned:
     def usable_bytes(self) -> float:
         """Of each device's memory."""
         return USABLE_MEMORY * self.device.memory_bytes
+
+    @property
+    def runtime_bytes(self) -> float:
+        """None of what is usable: the rest of the memory is the runtime's."""
+        return 0.0
 
     def activation_bytes(self, rows: int, batch: int) -> float:
         """Rows, what a product makes of them, logits in float32.

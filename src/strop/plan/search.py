@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from strop.core.config import GIB
+from strop.core.config import GIB, MIB
 from strop.core.errors import CapacityError, RequestError
 from strop.machine.catalog import Machines
 from strop.models.mesh import MeshShape
@@ -151,8 +151,7 @@ def _copied(one: Candidate, wish: Wish) -> Candidate:
     copies = wish.machines.num_devices // one.num_devices
     if wish.traffic.rate_per_s is not None:
         copies = math.ceil(wish.traffic.rate_per_s / (MOST_LOAD * one.requests_per_s))
-    object.__setattr__(one, "copies", copies)
-    return one
+    return replace(one, copies=copies)
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -212,17 +211,25 @@ def _too_large(copies: Sequence[PassModel], wish: Wish) -> CapacityError:
     used, dtype = model.num_devices, model.weight_dtype
     given = wish.machines.num_devices if wish.mesh is None else used
     shared = "" if used == given else f" (the model's dimensions are not shared evenly by all {given})"
-    limit = model.usable_bytes
-    needed = 1 << math.ceil(model.weight_bytes * used / limit).bit_length()  # powers of two share dimensions evenly
-    more = f"give {needed} devices or larger ones" if device.max_devices > 1 else "take a machine with more memory"
-    smaller = "" if dtype == "int8" else "int8 weights, "
-    weights, held = (f"{num_bytes / GIB:,.1f} GiB" for num_bytes in (model.weight_bytes * used, used * limit))
-    sequence = f"{model.cache_bytes_per_token['batch'] * traffic.context_len / GIB:.2f} GiB"
+    limit = max(0.0, model.usable_bytes - model.runtime_bytes)
+    sequence_bytes = model.cache_bytes_per_token["batch"] * traffic.context_len
+    fewest = math.ceil((model.weight_bytes * used + sequence_bytes) / limit) if limit > 0 else device.max_devices + 1
+    needed = 1 << (fewest - 1).bit_length()  # powers of two share dimensions evenly
+    more = f"take {'devices' if device.max_devices > 1 else 'a machine'} with more memory"
+    if used < needed <= device.max_devices:
+        more = f"{'give' if wish.mesh is None else 'take a mesh of'} {needed} devices or larger ones"
+    smaller = "int8 weights, " if dtype == "bf16" and "int8" not in wish.weight_dtypes else ""
+    left = "beside the runtime" if model.runtime_bytes else f"({limit / device.memory_bytes:.0%} of their memory)"
+    weights, sequence, held = map(_size, (model.weight_bytes * used, sequence_bytes, used * limit))
     return CapacityError(
         f"the model does not fit: its {dtype} weights take {weights}, a sequence of {traffic.context_len:,} tokens "
-        f"{sequence} more, and {used} of {device.name} hold {held} ({limit / device.memory_bytes:.0%} of their memory)"
+        f"{sequence} more, and {used} of {device.name} hold {held} {left}"
         f"{shared}: {more}, {smaller}or shorter requests"
     )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.1f} MiB"
 
 
 def describe(one: Candidate) -> str:

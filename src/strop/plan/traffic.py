@@ -38,7 +38,8 @@ def parse_traffic(text: str) -> Traffic:
         if name not in ("in", "out", "rate") or name in given:
             problem = "is given twice" if name in given else "is unknown"
             raise RequestError(
-                f"traffic {part!r:.80} {problem}: give in=TOKENS, out=TOKENS, rate=REQUESTS_PER_SECOND, or a CSV file"
+                f"traffic {part!r:.80} {problem}: give 'in=TOKENS', 'out=TOKENS', 'rate=REQUESTS_PER_SECOND', or a CSV "
+                "file"
             )
         given[name] = value
     input_tokens = _tokens("in", given.get("in", str(DEFAULT_INPUT_TOKENS)))
@@ -49,7 +50,7 @@ def parse_traffic(text: str) -> Traffic:
 
 def _tokens(name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= _MOST_TOKENS):
-        raise RequestError(f"traffic {name}={text!r:.40} is no number of tokens: give 1 to {_MOST_TOKENS}")
+        raise RequestError(f"traffic {f'{name}={text}'!r:.40} is no number of tokens: give 1 to {_MOST_TOKENS}")
     return int(text)
 
 
@@ -59,7 +60,10 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate <= _MOST_RATE:
-        raise RequestError(f"traffic rate={text!r:.40} is no number above 0: give requests per second, such as rate=4")
+        raise RequestError(
+            f"traffic {f'rate={text}'!r:.40} is no number above 0 and up to {_MOST_RATE:g}: give requests per second, "
+            "such as 'rate=4'"
+        )
     return rate
 
 
