@@ -182,6 +182,7 @@ def test_json_is_strict_and_prices_follow() -> None:
         (["palm-8b", "--hardware", "h200x8", "--mesh", "3"], "do not divide"),
         (["palm-8b", "--hardware", "h200", "--html", "/none/at/all"], "cannot be written"),
         (["palm-8b", "--hardware", "h200", "--traffic", "none.csv"], "cannot be read"),
+        (["palm-8b", "--hardware", "h200", "--price-per-hour", "nan"], "price_per_hour=nan is no price"),
         (["--validate", "--hardware", "h200"], "--hardware is for plans of a MODEL"),
         (["--calibrate", "--traffic", "in=5"], "--traffic is for plans of a MODEL"),
     ],

@@ -1,6 +1,7 @@
 """`strop plan MODEL --hardware NAME`: searches, and shows what it found."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ def show_plan(
 ) -> None:
     """Prints the plan, and writes the files that were asked for. Raises what `search` and the parsers raise."""
     wanted = parse_objective(objective)
+    if price_per_hour is not None and not math.isfinite(price_per_hour):
+        raise RequestError(f"price_per_hour={price_per_hour} is no price: give a number of 0 or more")
     asked = None if traffic is None else read_traffic(traffic)
     machines = None if hardware in (None, THIS) else find_machines(str(hardware))
     spec, checkpoint = open_model(model)
