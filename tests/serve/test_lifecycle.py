@@ -246,6 +246,7 @@ def test_keys_come_and_go(serve_smollm2: Start, tmp_path: Path) -> None:
         assert server.ask(CHAT, QUICK, headers=ada).status == 401
         path.write_text("damaged\n")
         assert server.ask(CHAT, QUICK, headers=bob).status == 200
+        wait_for(lambda: server.log.count(": answered ") >= 2, "a line for each answer")
         answers = [line for line in server.log.splitlines() if ": answered " in line]
         assert len(answers) == 2 and all(" key=bob " in line for line in answers)
         assert server.log.count(": refused: the API key is missing") == 6
