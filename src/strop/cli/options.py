@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from strop.core.config import GIB, EngineConfig
+from strop.core.config import GIB, EngineConfig, Processes
 from strop.core.errors import RequestError
 from strop.core.request import SamplingParams
 
@@ -70,6 +70,23 @@ def engine_options() -> Callable[[Function], Function]:
     )
 
 
+def process_options() -> Callable[[Function], Function]:
+    """Which processes make up the engine, where there are several. All are started alike but for --process-id."""
+    return _all_of(
+        click.option(
+            "--coordinator", default="", help="HOST:PORT of the first of several processes that share --mesh."
+        ),
+        click.option("--num-processes", default=1, help="How many there are."),
+        click.option("--process-id", default=0, help="Which one this is: 0 is the first, and answers."),
+        click.option(
+            "--join-timeout",
+            default=120.0,
+            type=click.FloatRange(0, min_open=True),
+            help="Seconds that they wait for each other at the start.",
+        ),
+    )
+
+
 def plan_option() -> Callable[[Function], Function]:
     """`--plan FILE`: its settings become the defaults of the verb's other options."""
     return click.option(
@@ -127,7 +144,21 @@ def engine_config(settings: Mapping[str, Any], max_num_seqs: int = 1) -> EngineC
         num_threads=settings["threads"],
         mesh=settings["mesh"],
         layout=settings["layout"],
+        processes=_processes(settings),
     )
+
+
+def _processes(settings: Mapping[str, Any]) -> Processes | None:
+    """From the values of `process_options`, if the verb has them."""
+    coordinator, num_processes = settings.get("coordinator", ""), settings.get("num_processes", 1)
+    if coordinator:
+        return Processes(coordinator, num_processes, settings["process_id"], settings["join_timeout"])
+    if num_processes != 1 or settings.get("process_id", 0) != 0:
+        raise RequestError(
+            f"num_processes={num_processes} must know where to meet: give coordinator=HOST:PORT, an address of the"
+            " machine of the process with process_id=0"
+        )
+    return None
 
 
 def read_template_file(path: Path | None) -> str | None:

@@ -29,6 +29,7 @@ from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
 
 if TYPE_CHECKING:  # jax is imported while the chat template's helper starts
+    from strop.engine.group import Followers, Leader
     from strop.models.parameters import Parameters
     from strop.models.partition import Partition
 
@@ -67,6 +68,8 @@ class LoadedModel:
     """How texts become vectors; None: the model is to generate."""
     layout: "Partition | None" = None
     """Where it is on several devices: as its parameters are sharded."""
+    group: "Followers | Leader | None" = None
+    """The other processes whose devices it is on."""
 
 
 def load_model(
@@ -101,6 +104,14 @@ def load_model(
     config = resolve(config, spec)
     if pooling is not None:
         config = _for_pooling(config, spec)
+        if config.mesh or config.processes:
+            raise RequestError(f"mesh={config.mesh!r} is for models that generate: to pool, leave it out")
+
+    group: Followers | Leader | None = None
+    if config.processes is not None:
+        from strop.engine.group import join
+
+        group, config = join(config, config.processes)
 
     keep_compiled_steps()
     platform, reason = choose_platform(spec, config)
@@ -110,7 +121,7 @@ def load_model(
             "7 times the memory of 4-bit weights and is several times slower",
             reason,
         )
-    layout = _layout(spec, config, platform, pooling)
+    layout = _layout(spec, config, platform)
     stored = spec if layout is None else with_kv_heads_of_devices(spec, layout.mesh)
     memory = plan_memory_here(reader, stored, config, platform)
     if on_plan is not None:
@@ -125,15 +136,19 @@ def load_model(
         from strop.models.sharding import make_mesh, shard
 
         params = shard(params, spec, layout, make_mesh(layout.mesh))
-    return LoadedModel(spec, params, tokenizer, memory, platform, pooling, layout), config
+    if group is not None:
+        from strop.engine.channel import Ready
+
+        num_blocks = group.agree(Ready(platform, checkpoint.source_hash(), config.num_blocks))
+        config = replace(config, num_blocks=num_blocks)
+        memory = plan_memory_here(reader, stored, config, platform)
+    return LoadedModel(spec, params, tokenizer, memory, platform, pooling, layout, group), config
 
 
-def _layout(spec: ModelSpec, config: EngineConfig, platform: Platform, pooling: Pooling | None) -> "Partition | None":
+def _layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> "Partition | None":
     """How the model is to be partitioned; None for one device."""
     if not config.mesh and config.layout == "auto":
         return None
-    if pooling is not None:
-        raise RequestError(f"mesh={config.mesh!r} is for models that generate: to pool, leave it out")
     from strop.engine.layouts import choose_layout
     from strop.models.partition import Partition
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,15 +28,22 @@ _ALIKE = {"qkv": "q", "kv": "k", "gate_up": "up"}
 
 
 def make_mesh(shape: MeshShape) -> Mesh:
-    """The first devices that jax has. Raises UnsupportedError when there are too few."""
-    devices = jax.devices()
-    if shape.size() > len(devices):
-        raise UnsupportedError(
-            f"mesh {shape} has {shape.size()} devices, and this process sees {len(devices)} of {devices[0].platform}:"
-            " take a smaller mesh; a processor is split for trials by"
-            f" XLA_FLAGS=--xla_force_host_platform_device_count={shape.size()}"
+    """The first devices that jax has, as many of each process. Raises UnsupportedError when there are too few."""
+    num_processes = jax.process_count()
+    by_process = [[own for own in jax.devices() if own.process_index == i] for i in range(num_processes)]
+    of_each, rest = divmod(shape.size(), num_processes)
+    fewest = min(map(len, by_process))
+    if rest or of_each > fewest:
+        sees = (
+            f"this process sees {fewest}" if num_processes == 1 else f"each of {num_processes} processes has {fewest}"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: shape.size()])
+        raise UnsupportedError(
+            f"mesh {shape} has {shape.size()} devices, and {sees} of {jax.devices()[0].platform}: take a"
+            " smaller mesh; a processor is split for trials by"
+            f" XLA_FLAGS=--xla_force_host_platform_device_count={-(-shape.size() // num_processes)}"
+        )
+    devices = [device for own in by_process for device in own[:of_each]]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def abstract_mesh(shape: MeshShape) -> AbstractMesh:
@@ -92,18 +100,36 @@ def _parts(role: str, data: jax.Array, layer: LayerSpec, layout: Partition) -> d
     return {role: data}
 
 
-def _packed_rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -> Parameters:
-    """The same of packed parameters. Raises UnsupportedError where tiles or groups would break, too."""
+def _packed_on_mesh(params: Parameters, spec: ModelSpec, layout: Partition, mesh: Mesh) -> Parameters:
+    """Packed parameters, rearranged alike, and their matrices on the mesh.
+
+    Raises UnsupportedError where tiles or groups would break, too.
+    """
     check_placement(spec, layout.placement, layout.mesh, layout.attention)
     members = _members(params)
     weights: dict[str, AnyWeight] = {}
     for name, weight in params.weights.items():
         role, layer = members[name]
         for part, pieces in _packed_parts(role, weight, spec.layers[layer], layout).items():
-            rows, columns = _stored_axes(part, layer, spec, layout)
-            shared = [by_shard(name, piece, rows, columns, layout.mesh) for piece in pieces]
-            weights[_stack(part, name)] = join_parts(shared)
+            axes = _stored_axes(part, layer, spec, layout)
+            on_mesh = [_packed_on_devices(name, piece, axes, mesh, layout.mesh) for piece in pieces]
+            weights[_stack(part, name)] = join_parts(on_mesh)
     return replace(params, weights=weights, layers=tuple(map(_new_places, params.layers)))
+
+
+def _packed_on_devices(
+    name: str, weight: Weight, axes: tuple[tuple[Axis, ...], ...], mesh: Mesh, shape: MeshShape
+) -> Weight:
+    """Matrices whose rows and columns are sharded over `axes`."""
+    rows, columns = axes
+    shards = by_shard(name, weight, rows, columns, shape)
+
+    def shard_at(index: Any) -> np.ndarray:
+        return shards.make((index[1].start or 0) // shards.shard_bytes)
+
+    where = NamedSharding(mesh, P(None, (*rows, *columns)))
+    whole = weight.data.shape[0], shards.num_shards * shards.shard_bytes
+    return Weight(jax.make_array_from_callback(whole, where, shard_at), weight.format, shards.shape)
 
 
 def _packed_parts(role: str, weight: AnyWeight, layer: LayerSpec, layout: Partition) -> dict[str, list[Weight]]:
@@ -174,13 +200,24 @@ def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> P
 
 
 def shard(params: Parameters, spec: ModelSpec, layout: Partition, mesh: Mesh) -> Parameters:
-    """Parameters of one device on a mesh. Raises UnsupportedError when it does not divide the network."""
+    """Parameters of one device on a mesh: of several processes, each has what its devices need.
+
+    Raises:
+        UnsupportedError: the mesh does not divide the network.
+    """
     if any(part.format != "dense" for weight in params.weights.values() for part in weight.parts):
-        stored = _packed_rearranged(params, spec, layout)
+        stored = _packed_on_mesh(params, spec, layout, mesh)
     else:
         stored = jax.jit(rearranged, static_argnums=(1, 2))(params, spec, layout)
     specs = parameter_specs(stored, spec, layout)
-    return jax.tree.map(lambda array, where: jax.device_put(array, NamedSharding(mesh, where)), stored, specs)
+    return jax.tree.map(lambda array, where: _placed(array, NamedSharding(mesh, where)), stored, specs)
+
+
+def _placed(array: jax.Array, where: NamedSharding) -> jax.Array:
+    if where.is_fully_addressable or not array.is_fully_addressable:  # here it can be moved, or it is there
+        return jax.device_put(array, where)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def cache_spec(layout: Partition) -> P:
