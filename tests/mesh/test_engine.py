@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny_llm import tiny_llm
 
@@ -13,10 +12,7 @@ from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
 from strop.engine.engine import Engine
 from strop.llm import LLM
-from strop.models.mesh import MeshShape
-from strop.models.packed_sharding import by_shard
 from strop.ops import native
-from strop.ops.weights import Weight
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +24,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("platform", "cases"),
-    [("xla", ["2x2/auto", "4/ws1d", "2x2/wg_x"]), ("native", ["2/ws1d", "2x2/ws2d", "1x2/auto", "2/dp"])],
+    [
+        ("xla", ["2x2/auto", "4/ws1d", "2x2/wg_x"]),
+        ("native", ["2/ws1d", "2x2/ws2d", "1x2/auto", "2/dp", "2x2/wg_x", "2x1x2/wg_xy", "2x2/wg_xyz"]),
+    ],
 )
 def test_answers_on_a_mesh_are_those_of_one_device(
     platform: str, cases: list[str], model: Path, environment: dict[str, str]
@@ -48,15 +47,6 @@ def test_answers_on_a_mesh_are_those_of_one_device(
     assert len(on_mesh) == len(cases)
     for case, answers in zip(cases, on_mesh, strict=True):
         assert answers == one, case
-
-
-def test_weights_whose_groups_would_break_are_refused(model: Path) -> None:
-    if not native.register():
-        pytest.skip("needs the native library")
-    with pytest.raises(UnsupportedError, match="64 columns, packed 32 together, do not divide over 4 devices"):
-        by_shard("o", Weight(np.zeros((1, 4 * 1280), np.uint8), "q4", (64, 64)), (), ("x",), MeshShape(4))
-    with pytest.raises(RequestError, match="layout='wg_x' gathers weights, which the native kernels"):
-        Engine.load(str(model), EngineConfig(mesh="2", layout="wg_x", block_len=32))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from strop.core.errors import UnsupportedError
@@ -74,6 +76,17 @@ def _take_columns(tiles: np.ndarray, packed: PackedFormat, k_len: int, i: int, n
     joined = np.concatenate(parts, axis=-1)
     missing = packed.tile_bytes(k_len // num_shards) - joined.shape[-1]
     return np.pad(joined, [(0, 0)] * (joined.ndim - 1) + [(0, missing)])
+
+
+def join_columns(shards: jax.Array, format_name: str, k_len: int) -> jax.Array:
+    """Tiles [n, bytes] of all columns, from those [S, n, bytes] of S neighbouring ranges of `k_len` columns."""
+    packed, (num_shards, num_tiles, _) = PACKED_FORMATS[format_name], shards.shape
+    sections, at = [], 0
+    for length in _section_bytes(packed, k_len):
+        sections.append(jnp.moveaxis(shards[..., at : at + length], 0, 1).reshape(num_tiles, -1))
+        at += length
+    joined = jnp.concatenate(sections, axis=1)
+    return jnp.pad(joined, ((0, 0), (0, packed.tile_bytes(num_shards * k_len) - joined.shape[1])))
 
 
 def _section_bytes(packed: PackedFormat, k_len: int) -> list[int]:

@@ -36,6 +36,7 @@ from strop.models.mesh import (
     Placement,
     check_rows,
 )
+from strop.models.packed_sharding import join_columns
 from strop.models.spec import Attention
 from strop.models.spread_norm import SpreadNorm
 from strop.ops.attention import Rows
@@ -45,7 +46,7 @@ from strop.ops.dispatch import Platform
 from strop.ops.embed import embed
 from strop.ops.linear.reference import activate
 from strop.ops.norm import Norm, add_norm
-from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight
+from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight, join_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,15 +332,29 @@ class Partition:
         columns_over = [axis for axis in columns_over if axis in self.placement.rows]
         if self.mesh.size((*rows_over, *columns_over)) == 1:
             return matrix
-        weight = matrix.weight
-        assert isinstance(weight, Weight) and weight.format == "dense"
+        weight, point = matrix.weight, f"{block}.weights"
+        if weight.format != "dense":
+            gathered = [self._gathered_tiles(part, matrix.at, rows_over, columns_over, point) for part in weight.parts]
+            return matrix._replace(weight=join_parts(gathered), at=0)
+        assert isinstance(weight, Weight)
         data = jnp.asarray(weight.data)[matrix.at]
         parts = data.reshape(num_parts, -1, data.shape[1])
-        point = f"{block}.weights"
         parts = all_gather(parts, columns_over, 2, platform=self.platform, point=point)
         parts = all_gather(parts, rows_over, 1, platform=self.platform, point=point)
         data = parts.reshape(1, -1, parts.shape[2])
         return matrix._replace(weight=Weight(data, "dense", (data.shape[1], data.shape[2])), at=0)
+
+    def _gathered_tiles(
+        self, weight: Weight, at: int, rows_over: Sequence[Axis], columns_over: Sequence[Axis], point: str
+    ) -> Weight:
+        """The same of a packed matrix, sent packed. Tiles of parts of the columns become tiles of them all."""
+        tiles = jnp.asarray(weight.data)[at].reshape(weight.num_tiles, -1)
+        num_rows, k_len = weight.shape
+        if (num_shards := self.mesh.size(columns_over)) > 1:
+            by_shard = all_gather(tiles[None], columns_over, 0, platform=self.platform, point=point)
+            tiles = join_columns(by_shard, weight.format, k_len)
+        tiles = all_gather(tiles, rows_over, 0, platform=self.platform, point=point)
+        return Weight(tiles.reshape(1, -1), weight.format, (num_rows * self.mesh.size(rows_over), k_len * num_shards))
 
     def _spread_norm(self, x: jax.Array, axes: Sequence[Axis]) -> SpreadNorm:
         return SpreadNorm(x, axes, self.mesh, self.platform)
