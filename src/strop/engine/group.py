@@ -192,8 +192,9 @@ def join(config: EngineConfig, processes: Processes) -> tuple[Followers | Leader
     if processes.process_id == 0:
         come = _gather(processes, address)
         jax_address = f"{processes.coordinator.rpartition(':')[0]}:{_free_port(address[0])}"
-        group: Followers | Leader = Followers(come)
-        group.tell(Welcome(config, jax_address))
+        followers = Followers(come)
+        followers.tell(Welcome(config, jax_address))
+        group: Followers | Leader = followers
     else:
         channel, welcome = _find(processes, address)
         group, jax_address, own = Leader(channel), welcome.jax_address, config
