@@ -21,7 +21,7 @@ from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
-from strop.models.mesh import with_kv_heads_of_devices
+from strop.models.mesh import MeshPart
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import ModelSpec
 from strop.ops import native
@@ -122,8 +122,11 @@ def load_model(
             reason,
         )
     layout = _layout(spec, config, platform)
-    stored = spec if layout is None else with_kv_heads_of_devices(spec, layout.mesh)
-    memory = plan_memory_here(reader, stored, config, platform)
+    part = None
+    if layout is not None:
+        num_processes = 1 if config.processes is None else config.processes.num_processes
+        part = MeshPart(layout.placement, layout.mesh, layout.mesh.size() // num_processes)
+    memory = plan_memory_here(reader, spec, config, platform, part)
     if on_plan is not None:
         on_plan(memory)
     config = replace(config, num_blocks=memory.num_blocks, memory_bytes=memory.limit_bytes)
@@ -131,17 +134,19 @@ def load_model(
 
     from strop.models.load import load
 
-    params = load(reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash)
+    sharder = None
     if layout is not None:
-        from strop.models.sharding import make_mesh, shard
+        from strop.models.sharding import Sharder, make_mesh
 
-        params = shard(params, spec, layout, make_mesh(layout.mesh))
+        sharder = Sharder(spec, layout, make_mesh(layout.mesh))
+    source_hash, num_positions = checkpoint.source_hash, config.max_context_len
+    params = load(reader, spec, platform, num_positions=num_positions, source_hash=source_hash, sharder=sharder)
     if group is not None:
         from strop.engine.channel import Ready
 
         num_blocks = group.agree(Ready(platform, checkpoint.source_hash(), config.num_blocks))
         config = replace(config, num_blocks=num_blocks)
-        memory = plan_memory_here(reader, stored, config, platform)
+        memory = plan_memory_here(reader, spec, config, platform, part)
     return LoadedModel(spec, params, tokenizer, memory, platform, pooling, layout, group), config
 
 
@@ -205,12 +210,20 @@ def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, st
     return ("native" if reason is None else "xla"), reason
 
 
-def plan_memory_here(reader: ParameterReader, spec: ModelSpec, config: EngineConfig, platform: Platform) -> MemoryPlan:
+def plan_memory_here(
+    reader: ParameterReader,
+    spec: ModelSpec,
+    config: EngineConfig,
+    platform: Platform,
+    part: MeshPart | None = None,
+) -> MemoryPlan:
     """`plan_memory` with what this machine has. `config` must be resolved. Raises CapacityError."""
     import jax
 
     item_bytes = 4 if jax.default_backend() == "cpu" else 2
-    return plan_memory(reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes)
+    return plan_memory(
+        reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes, part=part
+    )
 
 
 def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:

@@ -2,11 +2,15 @@
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
 from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
+from strop.models.mesh import MeshPart, of_one_device, stored_axes, with_caches_of
+from strop.models.params import inventory
 from strop.models.reader import ParameterReader
 from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops.cost import KV_BYTES
@@ -17,6 +21,9 @@ RUNTIME_BYTES = 195 * MIB
 
 TOKENIZER_BYTES = 280
 """Of a tokenizer, per entry of its vocabulary."""
+
+MESH_RUNTIME_BYTES, DEVICE_RUNTIME_BYTES = 85 * MIB, 35 * MIB
+"""What a mesh adds: steps that XLA compiles and runs, and each device of this process."""
 
 XLA_RUNTIME_BYTES = 800 * MIB
 """The same without native kernels: XLA's compiler and the scratch of its matrix products come on top."""
@@ -130,15 +137,66 @@ def _row_len(spec: ModelSpec, layer: LayerSpec, platform: Platform) -> int:
     return 4 * spec.model_dim + 2 * max(qkv, 2 * layer.mlp.ffn_dim, num_experts)
 
 
-def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
-    """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
-    vectors = sum(4 * math.prod(info.shape) for info in reader.inventory.values() if len(info.shape) == 1)
-    if platform != "native":
-        matrices = [info.shape for info in reader.inventory.values() if len(info.shape) > 1]
-        return vectors + sum(dense_item_bytes * math.prod(shape) for shape in matrices)
-    from strop.models.load import packed_weight_bytes  # and with it jax
+def _activation_bytes(
+    spec: ModelSpec, config: EngineConfig, platform: Platform, weights: int, part: MeshPart | None
+) -> int:
+    """What a step takes at once, on all devices of this process."""
+    num_devices, num_rows, gathered = 1, config.max_step_tokens, 0
+    if part is not None:
+        num_devices, num_rows = part.num_devices, -(-num_rows // part.mesh.size(part.placement.rows))
+        gathered = _gathered_bytes(spec, weights, part)
+        spec = of_one_device(spec, part)
+    widest = max(_row_len(spec, layer, platform) for layer in spec.layers)
+    activations = 4 * (num_rows * widest + config.max_num_seqs * spec.vocab_size)
+    if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
+        per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
+        from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
 
-    return vectors + packed_weight_bytes(reader, reader.spec)
+        activations = 4 * activations + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
+    return num_devices * (activations + gathered)
+
+
+def _gathered_bytes(spec: ModelSpec, weights: int, part: MeshPart) -> int:
+    """Of the largest layer, weights that a device gathers: as they arrive, and in order."""
+    stored = (*part.placement.embed, *part.placement.ffn)
+    gathered = [axis for axis in stored if axis in part.placement.rows]
+    if part.mesh.size(gathered) == 1:
+        return 0
+    matrices = {path: math.prod(info.shape) for path, info in inventory(spec).items() if len(info.shape) > 1}
+    of_layers = Counter[str]()
+    for path, size in matrices.items():
+        of_layers[path.split(".")[1] if path.startswith("layers.") else path] += size
+    largest = max(size for layer, size in of_layers.items() if layer.isdecimal()) / sum(matrices.values())
+    return math.ceil(2 * largest * weights / part.num_devices * part.mesh.size(gathered))
+
+
+def weight_bytes(
+    reader: ParameterReader, platform: Platform, dense_item_bytes: int, part: MeshPart | None = None
+) -> int:
+    """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
+    infos, spec = reader.inventory, reader.spec
+
+    def times(path: str) -> float:
+        """How often a parameter lies here: once, unless devices share it or have a copy each."""
+        if part is None:
+            return 1.0
+        layer = spec.layers[int(path.split(".")[1]) if path.startswith("layers.") else 0]
+        num_kv_heads = layer.attention.num_kv_heads
+        return part.num_copies(chain(*stored_axes(infos[path], part.placement, part.mesh, num_kv_heads)))
+
+    vectors = sum(4 * math.prod(info.shape) * times(path) for path, info in infos.items() if len(info.shape) == 1)
+    if platform != "native":
+        matrices = {path: info.shape for path, info in infos.items() if len(info.shape) > 1}
+        total = sum(dense_item_bytes * math.prod(shape) * times(path) for path, shape in matrices.items())
+        return math.ceil(vectors + total)
+    from strop.models.load import packed_runs  # and with it jax
+    from strop.models.packing import packed_bytes
+
+    total = 0.0
+    for run in packed_runs(reader, spec):
+        num_rows = sum(infos[path].shape[0] * times(path) for path in run.paths)
+        total += packed_bytes(run.format_name, *run.shape) * num_rows / run.shape[0]
+    return math.ceil(vectors + total)
 
 
 def plan_memory(
@@ -149,15 +207,17 @@ def plan_memory(
     *,
     available_bytes: int,
     dense_item_bytes: int = 4,
+    part: MeshPart | None = None,
 ) -> MemoryPlan:
     """`fit_memory` with the weights of a checkpoint."""
     return fit_memory(
-        weight_bytes(reader, platform, dense_item_bytes),
+        weight_bytes(reader, platform, dense_item_bytes, part),
         spec,
         config,
         platform,
         available_bytes=available_bytes,
         dense_item_bytes=dense_item_bytes,
+        part=part,
     )
 
 
@@ -169,6 +229,7 @@ def fit_memory(
     *,
     available_bytes: int,
     dense_item_bytes: int = 4,
+    part: MeshPart | None = None,
 ) -> MemoryPlan:
     """Sizes the cache and checks that everything fits. `config.max_context_len` must be resolved.
 
@@ -176,6 +237,7 @@ def fit_memory(
 
     Args:
         weights: bytes of the parameters as loaded (`weight_bytes`, or strop.models.abstract.parameter_bytes).
+        part: on a mesh, the devices of this process, of which all is counted.
 
     Raises:
         CapacityError: naming what is needed, what there is, and what to change.
@@ -187,20 +249,16 @@ def fit_memory(
         sized = replace(config, num_blocks=num_blocks)
         return tuple(
             GroupMemory(group.window_len, group.bytes_per_token(*kv_bytes), num_pool_blocks(sized, group.window_len))
-            for group in cache_groups(spec)
+            for group in cache_groups(spec if part is None else with_caches_of(spec, part))
         )
 
     def cache_bytes(num_blocks: int) -> int:
         return sum(group.num_blocks * group.bytes_per_token for group in groups(num_blocks)) * config.block_len
 
-    widest = max(_row_len(spec, layer, platform) for layer in spec.layers)
-    activations = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
-    if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
-        per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
-        from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
-
-        activations = 4 * activations + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
+    activations = _activation_bytes(spec, config, platform, weights, part)
     runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+    if part is not None:
+        runtime += MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1
