@@ -1,8 +1,10 @@
 """Measure this machine, predict steps of models, measure these, and print each error.
 
-`python scripts/plan_accuracy.py MODEL.gguf [MODEL.gguf ...] [--json OUT.json]`. Per model: a short calibration, then
-decode steps and prompts that are not among its points. Wants an idle machine; on a busy one, `--processor-time` runs
-one thread and counts the time that it had the processor.
+`python scripts/plan_accuracy.py MODEL.gguf [MODEL.gguf ...] [--json OUT.json]`. Per model a short calibration, and
+decode steps and prompts that are not among its points, in rounds of both: a shared machine is some ten percent faster
+or slower from one minute to the next, which is no error of the prediction. A third of all runs are shorter than what
+counts.
+Wants an idle machine; on a busy one, `--processor-time` runs one thread and counts the time that it had the processor.
 """
 
 import argparse
@@ -18,8 +20,8 @@ from strop.engine.costs import CostModel
 from strop.engine.engine import Engine
 from strop.machine.profile import this_machine
 from strop.ops import native
-from strop.plan.calibrate import FULL, calibrate
-from strop.plan.predict import Pace, Predictor
+from strop.plan.calibrate import FULL, Calibration, typical
+from strop.plan.predict import Predictor
 
 DECODE = [(batch, context) for batch in (1, 4, 16, 64) for context in (128, 1024, 4096)]
 DECODE += [(batch, 512) for batch in (2, 8, 32)]
@@ -54,19 +56,21 @@ def outcomes(path: Path, options: argparse.Namespace) -> list[Outcome]:
     prepare(engine)
     machine = this_machine(native.isa() or "", engine.config.num_threads, native.library_path() or Path())
     extent = replace(FULL, seconds=options.calibrate_s, formats=formats_of(engine), kv_dtypes=("bf16",))
-    profile, pulse = calibrate(library, machine, extent, clock)
-    predictor = Predictor(profile, CostModel(engine.params, engine.spec, engine.layout))
-    found: list[Outcome] = []
-    for cell in cells:
-        predicted = predict_cell(predictor, cell, engine)
-        if predicted.seconds > options.most_s:
-            continue
-        before = pulse.now()
-        measured_s = measure_cell(engine, cell, options.cell_s, clock)
-        paces = before, pulse.now()
-        pace = Pace(*(sum(one) / 2 for one in zip(*paces, strict=True)))
-        found.append(Outcome(path.stem, cell, measured_s, predicted, pace))
-        show(found[-1])
+    calibration = Calibration(library, machine, extent, clock)
+    times: dict[Cell, list[float]] = {cell: [] for cell in cells}
+    for i in range(options.rounds):
+        calibration.run(options.calibrate_s / options.rounds)
+        for cell, found in times.items():
+            if sum(found) <= (i + 1) / options.rounds * options.most_s:
+                found += measure_cell(engine, cell, options.cell_s / options.rounds, clock)
+    predictor = Predictor(calibration.profile(), CostModel(engine.params, engine.spec, engine.layout))
+    found = [
+        Outcome(path.stem, cell, typical(seconds), predict_cell(predictor, cell, engine))
+        for cell, seconds in times.items()
+        if seconds
+    ]
+    for outcome in found:
+        show(outcome)
     return found
 
 
@@ -76,7 +80,7 @@ def show(outcome: Outcome) -> None:
     print(
         f"{outcome.model[:16]:16} {cell.phase:7} {cell.batch:3} x {cell.context_len:<5} "
         f"{1e3 * outcome.measured_s:10.2f} ms {1e3 * predicted.seconds:10.2f} ms {outcome.error:+7.1%} "
-        f"({outcome.error_at_pace:+7.1%} at pace {outcome.pace.compute:.2f} {outcome.pace.memory:.2f})  {shares}",
+        f" {shares}",
         flush=True,
     )
 
@@ -91,8 +95,9 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--memory-gib", type=float, default=16.0)
     parser.add_argument("--calibrate-s", type=float, default=12.0)
-    parser.add_argument("--cell-s", type=float, default=1.5)
-    parser.add_argument("--most-s", type=float, default=60.0, help="cells that should take longer are left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cell-s", type=float, default=1.5, help="seconds for each cell, all rounds together")
+    parser.add_argument("--most-s", type=float, default=25.0, help="no further runs of a cell that has taken so long")
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -100,9 +105,7 @@ def main() -> None:
     for phase in ("decode", "prefill"):
         some = [one for one in found if one.cell.phase == phase]
         print(describe(phase, [one.error for one in some]))
-        print(describe(f"{phase} at pace", [one.error_at_pace for one in some]))
     print(describe("all", [one.error for one in found]))
-    print(describe("all at pace", [one.error_at_pace for one in found]))
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in found], default=str, indent=1))
 

@@ -13,11 +13,11 @@ from strop.engine.costs import CostModel
 from strop.engine.engine import Engine
 from strop.machine.profile import MachineProfile, read_profile, this_machine, write_profile
 from strop.ops import native
-from strop.plan.calibrate import COARSE, calibrate, measure_in_turn
-from strop.plan.predict import Pace, Predictor, StepTime
+from strop.plan.calibrate import COARSE, Rounds, calibrate, typical
+from strop.plan.predict import Predictor, StepTime
 
 TINY = replace(
-    COARSE, seconds=0.2, formats=("q4", "q8"), dims=(512, 1024), rows=(1, 12, 64), page_rows=(1, 12),
+    COARSE, seconds=0.2, formats=("q4", "q8"), products={512: (1, 12, 64), 2048: (1, 12, 64)}, page_rows=(1, 12),
     bandwidth_bytes=(1 << 20, 1 << 26), batches=(1, 4),
 )  # fmt: skip
 
@@ -29,9 +29,7 @@ def profile() -> MachineProfile:
     native.set_num_threads(2)
     library, path = native.library(), native.library_path()
     assert library is not None and path is not None
-    found, pulse = calibrate(library, this_machine(native.isa() or "", 2, path), TINY)
-    assert all(0.01 < factor < 100 for factor in pulse.now())
-    return found
+    return calibrate(library, this_machine(native.isa() or "", 2, path), TINY)
 
 
 def test_figures_are_plausible(profile: MachineProfile, tmp_path: Path) -> None:
@@ -59,7 +57,7 @@ def test_a_model_is_predicted_and_measured(
     predictor = Predictor(profile, CostModel(engine.params, engine.spec, engine.layout))
     for cell in (Cell("decode", 1, 100), Cell("decode", 8, 400), Cell("prefill", 1, 300)):
         predicted = predict_cell(predictor, cell, engine)
-        outcome = Outcome("tiny", cell, measure_cell(engine, cell, 0.05), predicted, Pace())
+        outcome = Outcome("tiny", cell, typical(measure_cell(engine, cell, 0.05)), predicted)
         assert 1e-6 < predicted.seconds < 1
         assert outcome.error > -1
         assert not engine.has_unfinished
@@ -69,15 +67,18 @@ def test_a_model_is_predicted_and_measured(
 
 def test_points_are_measured_in_turn() -> None:
     order: list[str] = []
-    times = measure_in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 0.0)  # type: ignore[misc]
-    assert order == ["a", "b"] * 4  # once before anything counts
-    assert times.keys() == {"a", "b"}
+    rounds = Rounds({name: lambda name=name: order.append(name) for name in "ab"})  # type: ignore[misc]
+    assert order == ["a", "b"]  # once before anything counts
+    rounds.run(0.0, least_rounds=2)
+    rounds.run(0.0)
+    assert order == ["a", "b"] * 4
+    assert rounds.seconds().keys() == {"a", "b"}
+    assert typical([9.0, 1.0, 2.0, 3.0]) == 2.0
 
 
 def test_errors_are_relative_to_what_was_measured() -> None:
     cell = Cell("decode", 1, 1)
-    assert Outcome("m", cell, 2.0, StepTime(1.5, {"compute": 1.5}), Pace(1.2, 9.0)).error == -0.25
-    assert Outcome("m", cell, 2.0, StepTime(1.5, {"compute": 1.5}), Pace(1.2, 9.0)).error_at_pace == pytest.approx(-0.1)
+    assert Outcome("m", cell, 2.0, StepTime(1.5, {"compute": 1.5})).error == -0.25
     assert percentile([5, 1, 4, 2, 3], 0.95) == 5
     assert percentile(list(range(1, 101)), 0.95) == 95
     assert percentile([7], 0.95) == 7

@@ -53,7 +53,7 @@ def test_answers_on_a_mesh_are_those_of_one_device(
     ("settings", "error", "message"),
     [
         ({"mesh": "64x2"}, UnsupportedError, r"mesh 64x2x1 has 128 devices, and this process sees \d+ of cpu"),
-        ({"mesh": "two"}, UnsupportedError, "mesh 'two' is not a shape"),
+        ({"mesh": "two"}, RequestError, "mesh 'two' is not a shape"),
         ({"mesh": "1x1", "layout": "ws3d"}, RequestError, "layout='ws3d' is unknown: choose from auto, ws1d"),
         ({"layout": "ws2d"}, RequestError, "layout='ws2d' needs a mesh of devices"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from strop.core.errors import UnsupportedError
+from strop.core.errors import RequestError, UnsupportedError
 from strop.models.mesh import PLACEMENTS, MeshShape, check_placement, check_rows, kv_axes, stored_axes
 from strop.models.params import inventory
 from strop.models.spec import Attention, Experts, LayerSpec, Mlp, ModelSpec, Norm, QkNorm
@@ -27,7 +27,7 @@ def test_mesh_shapes() -> None:
     assert [MeshShape.parse(text) for text in ("8", "2x4", "2x2x3")] == [(8, 1, 1), (2, 4, 1), (2, 2, 3)]
     assert str(MeshShape(2, 4)) == "2x4x1"
     for text in ("", "2x", "0x4", "-1", "2x2x2x2", "2*4", "two", "9999999999"):
-        with pytest.raises(UnsupportedError, match="accepted are one to three numbers of devices"):
+        with pytest.raises(RequestError, match="accepted are one to three numbers of devices"):
             MeshShape.parse(text)
 
 

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from strop.core.errors import RequestError, UnsupportedError
 from strop.machine.catalog import find_machines
+from strop.models.mesh import MeshShape
 from strop.models.published import as_serial, published_spec, with_heads
 from strop.models.spec import Experts
 from strop.plan.choose import SAME_WEIGHTS, Phase, choose_layouts
 from strop.plan.latency import Coefficients, Pass, Placed, head_latency, layers_latency
 from strop.plan.points import place, spec_of
 from strop.plan.validate import pope_coefficients
-from strop.plan.volumes import FFN_LAYOUTS, MeshShape
+from strop.plan.volumes import FFN_LAYOUTS
 
 IDEAL = Coefficients()
 TPU = find_machines("tpu-v4").device

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strop.core.errors import RequestError
+from strop.models.mesh import MeshShape
 from strop.models.published import as_multihead, published_spec, with_heads
 from strop.plan.memory import kv_bytes_per_token, longest_context, weight_bytes_per_device
 from strop.plan.points import LAYOUT_NAMES, paper
 from strop.plan.volumes import (
     FFN_LAYOUTS,
     Collective,
-    MeshShape,
     attention,
     best_gathered,
     best_gathered_elements,

@@ -231,7 +231,7 @@ class Workload:
             block_len=block_len,
             max_num_seqs=rng.choice([1, 3, 8]),
             max_step_tokens=rng.choice([1, 3, 16, 200]),
-            max_chunk_tokens=rng.choice([0, 0, 1, 4]),
+            max_chunk_tokens=random.Random(self.context_len).choice([0, 0, 1, 4]),
             max_context_len=self.context_len,
             prefix_cache=rng.random() < 0.6,
         )
@@ -305,7 +305,7 @@ def test_the_random_workloads_reach_the_hard_cases(window_lens: tuple[int | None
         num_copies += workload.engine.num_copies
         num_aborted += len(workload.aborted)
     assert min(num_hits, num_copies, num_aborted) > 20
-    assert num_preemptions > (20 if None in window_lens else 2)  # windows do not grow, so admission foresees them
+    assert num_preemptions > (20 if None in window_lens else 5)  # windows do not grow, so admission foresees them
 
 
 def test_chunked_prefill_keeps_the_budget_and_decodes_never_starve() -> None:

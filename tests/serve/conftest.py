@@ -18,6 +18,9 @@ from strop.serve.keys import new_key
 _ELSEWHERE: dict[str, Any] = json.loads(os.environ.get("STROP_TEST_SERVERS", "{}"))
 """URLs of running servers by the names of the fixtures, and `keys`: these are used, and none is started."""
 
+FIXED_BUDGETS = ("--max-seqs", 32, "--max-step-tokens", 256, "--max-chunk-tokens", 64)
+"""What a test finds must not depend on how fast the machine seemed when it was probed (but see test_planned.py)."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not sys.platform.startswith("linux"):
@@ -41,7 +44,7 @@ def start_server(environment: dict[str, str], tmp_path_factory: pytest.TempPathF
 
     def start(*arguments: object) -> ServerProcess:
         log_path = tmp_path_factory.mktemp("server") / "log"
-        return ServerProcess(*arguments, environment=environment, log_path=log_path)
+        return ServerProcess(*FIXED_BUDGETS, *arguments, environment=environment, log_path=log_path)
 
     return start
 

@@ -70,7 +70,7 @@ class ServerProcess:
         """The engine's process; StopIteration if there is none."""
         tasks = Path(f"/proc/{self.process.pid}/task")
         children = " ".join(path.read_text() for path in tasks.glob("*/children")).split()
-        return next(int(pid) for pid in children if b"strop.engine.process" in _command_line(pid))
+        return next(int(pid) for pid in children if b"strop.serve.engine_main" in _command_line(pid))
 
     def ready(self) -> "ServerProcess":
         """Itself, when it serves."""

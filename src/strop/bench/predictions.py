@@ -1,9 +1,8 @@
-"""Predicted against measured times of steps: what `strop plan` says of this machine, and what the engine then takes."""
+"""Predicted against measured times of steps: what `strop plan` says of this machine, and what its engine then takes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Literal
 
 from strop.core.errors import StropError
@@ -11,7 +10,7 @@ from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
 from strop.engine.scheduler import Scheduler
 from strop.plan.calibrate import Clock, fill
-from strop.plan.predict import Pace, Predictor, StepTime
+from strop.plan.predict import Predictor, StepTime
 
 _TOKEN = 5  # what answers are made of; any will do
 _MARGIN = 64
@@ -40,19 +39,11 @@ class Outcome:
     cell: Cell
     measured_s: float
     predicted: StepTime
-    """By the figures of the calibration."""
-    pace: Pace
-    """Of the machine beside the measurement."""
 
     @property
     def error(self) -> float:
         """Of the prediction, relative to what was measured."""
         return self.predicted.seconds / self.measured_s - 1
-
-    @property
-    def error_at_pace(self) -> float:
-        """The same where the prediction is for the machine's pace beside the measurement."""
-        return self.predicted.at(self.pace).seconds / self.measured_s - 1
 
 
 def predict_cell(predictor: Predictor, cell: Cell, engine: Engine) -> StepTime:
@@ -63,27 +54,27 @@ def predict_cell(predictor: Predictor, cell: Cell, engine: Engine) -> StepTime:
 
 
 def prepare(engine: Engine) -> None:
-    """Gives the cache's pages memory, once: the contexts of decode cells are never computed."""
+    """Gives the cache's pages memory, as contexts of decode cells are never computed; and compiles prompts' steps."""
     for cache in engine._caches:
         fill(cache)
+    for length in (128, 2 * engine.config.max_step_tokens):
+        _prefill_s(engine, min(length, engine.config.max_context_len - 1), time.perf_counter)
 
 
-def measure_cell(engine: Engine, cell: Cell, seconds: float = 1.5, clock: Clock = time.perf_counter) -> float:
-    """Median seconds of a cell's steps, or of its prompts, for about so long; at least three steps and one prompt.
+def measure_cell(engine: Engine, cell: Cell, seconds: float = 1.5, clock: Clock = time.perf_counter) -> list[float]:
+    """Seconds of a cell's steps, or of its prompts, for about so long; at least three steps or one prompt.
 
     The engine must be idle, have room for `cell.num_tokens` and no prefix cache.
     """
     if cell.phase == "prefill":
-        return median(_repeat(lambda: _prefill_s(engine, cell.context_len, clock), seconds, 1))
+        return _repeat(lambda: _prefill_s(engine, cell.context_len, clock), seconds, 1)
     _start_decoding(engine, cell.batch, cell.context_len - _MARGIN // 2)
     times = _repeat(lambda: _step_s(engine, cell.batch, clock), seconds, 3)
-    for request_id in engine.scheduler.request_ids:
-        engine.abort(request_id)
-    return median(times)
+    engine.scheduler = Scheduler(engine.config, engine._new_pools(), ())
+    return times
 
 
-def _repeat(run: object, seconds: float, least: int) -> list[float]:
-    assert callable(run)
+def _repeat(run: Callable[[], float], seconds: float, least: int) -> list[float]:
     end = time.perf_counter() + seconds
     times: list[float] = []
     while len(times) < least or (time.perf_counter() < end and len(times) < _MARGIN - 8):

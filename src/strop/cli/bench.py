@@ -13,7 +13,11 @@ ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
 
 
 @click.command("bench")
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option(
+    "--plan", type=click.Path(path_type=Path), help="File of `strop plan --out`: measure what it promises, and no rows."
+)
+@click.option("--seconds", default=20.0, type=click.FloatRange(1), help="For how long, with --plan.")
 @click.option("--against", default="", help="Engines to measure beside ours: llama.cpp,openvino,vllm.")
 @click.option("--peers", type=click.Path(path_type=Path), help="Where they are; ~/.cache/strop/peers if not given.")
 @click.option("--rows", default=",".join(ROWS), help="What to measure.")
@@ -23,7 +27,9 @@ ROWS = ("decode", "throughput", "prefill", "start", "rss", "fidelity")
 @click.option("--threads", default=0, help="Threads that compute, for everybody; 0 means the usable cores.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything measured to this file.")
 def command(
-    model: str,
+    model: str | None,
+    plan: Path | None,
+    seconds: float,
     against: str,
     peers: Path | None,
     rows: str,
@@ -37,7 +43,15 @@ def command(
 
     MODEL is a GGUF file, a Hugging Face folder, an artifact folder, or a Hub id. Ends with exit code 1 when a row beats
     the probed limit. `strop bench serve URL` measures a server.
+
+    With --plan it runs the requests that the plan is for, in this process, and prints each promise beside what came of
+    it. MODEL may then be left out.
     """
+    if plan is not None:
+        _measure_plan(plan, model, seconds, json_file)
+        return
+    if model is None:
+        raise RequestError("MODEL is missing: give one, or --plan FILE")
     from strop.bench.peers import default_directory
     from strop.bench.report import shares_above_one
     from strop.bench.session import BenchOptions, run_bench
@@ -57,6 +71,19 @@ def command(
         json_file.write_text(json.dumps(report.as_json(), indent=1))
     if shares_above_one(report):
         sys.exit(1)
+
+
+def _measure_plan(plan: Path, model: str | None, seconds: float, json_file: Path | None) -> None:
+    from strop.bench.planned import as_json, measure_plan
+    from strop.cli.output import print_table
+
+    facts, promises = measure_plan(plan, model, seconds)
+    header = ["", "predicted", "measured", "unit", "error"]
+    rows = [[p.name, f"{p.predicted:.4g}", f"{p.measured:.4g}", p.unit, f"{p.error:+.1%}"] for p in promises]
+    print(f"{facts.model}, planned for {facts.devices} x {facts.hardware}, measured here\n")
+    print_table(header, rows, right_aligned=["predicted", "measured", "error"])
+    if json_file is not None:
+        json_file.write_text(json.dumps(as_json(facts, promises), indent=1))
 
 
 def _names(option: str, text: str, accepted: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @click.argument("model", required=False)
-@click.option("--hardware", help="A name of the catalog with xN for N of them, such as h200x8, or a file.toml.")
+@click.option(
+    "--hardware",
+    help="A name of the catalog with xN for N of them, such as h200x8, or a file.toml; else this machine.",
+)
 @click.option(
     "--objective",
     default="",
@@ -53,7 +56,7 @@ def command(model: str | None, validate: bool, calibrate: bool, as_json: bool, *
     by heads and rows, and what a step takes beside them. Wants an idle machine.
     """
     if [model is not None, validate, calibrate].count(True) != 1:
-        raise RequestError("give either a model and --hardware, or --validate, or --calibrate")
+        raise RequestError("give either a model, or --validate, or --calibrate")
     if model is not None:
         from strop.cli.plan_search import show_plan
 
@@ -89,11 +92,11 @@ def _calibrate(as_json: bool) -> None:
         return
     machine = profile.machine
     print(f"{machine.cpu}, {machine.isa}, {machine.num_threads} threads\n")
-    header = ["products with weights in", "1 row: G weights/s", "12 rows", "64 rows", "512 rows"]
+    header = ["products with weights in", "1 row: G weights/s", "12 rows", "64 rows"]
     rows = []
     for name, sizes in profile.linear.items():
         large = sizes[-1]
-        rates = [large.num_weights * count / large.cold.growing(count) / 1e9 for count in (1, 12, 64, 512)]
+        rates = [large.num_weights * count / large.cold.growing(count) / 1e9 for count in (1, 12, 64)]
         rows.append([name, *(f"{rate:.1f}" for rate in rates)])
     print_table(header, rows, right_aligned=header[1:])
     curve = profile.read_bytes_per_s

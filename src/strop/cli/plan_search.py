@@ -1,12 +1,16 @@
 """`strop plan MODEL --hardware NAME`: searches, and shows what it found."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from strop.cli.output import print_facts, print_table
 from strop.cli.plan_text import card_tables, chosen_facts, frontier_table
+from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
-from strop.machine.catalog import devices, find_machines
+from strop.formats.checkpoint import AnyCheckpoint
+from strop.machine.catalog import THIS, Machines, find_machines
 from strop.models.published import PUBLISHED, published_spec
 from strop.models.spec import ModelSpec
 from strop.plan.emit import plan_file
@@ -32,16 +36,18 @@ def show_plan(
     as_json: bool,
 ) -> None:
     """Prints the plan, and writes the files that were asked for. Raises what `search` and the parsers raise."""
-    if hardware is None:
-        raise RequestError(f"--hardware is missing: give one of {', '.join(devices())}, with xN for N of them")
-    machines, wanted = find_machines(hardware), parse_objective(objective)
+    wanted = parse_objective(objective)
     asked = None if traffic is None else read_traffic(traffic)
-    shape = None if mesh is None else parse_mesh(mesh, machines)
-    spec = find_spec(model)
-    price = machines.device.usd_per_device_hour if price_per_hour is None else price_per_hour
-    dtypes = WEIGHT_DTYPES if weights is None else (weights,)
-    wish = Wish(spec, machines, traffic_for(spec, asked), wanted, pope_coefficients(), shape, dtypes, price)
-    plan = search(wish)
+    machines = None if hardware in (None, THIS) else find_machines(str(hardware))
+    spec, checkpoint = open_model(model)
+
+    def wish(machines: Machines) -> Wish:
+        shape = None if mesh is None else parse_mesh(mesh, machines)
+        price = machines.device.usd_per_device_hour if price_per_hour is None else price_per_hour
+        dtypes = WEIGHT_DTYPES if weights is None else (weights,)
+        return Wish(spec, machines, traffic_for(spec, asked), wanted, pope_coefficients(), shape, dtypes, price)
+
+    plan = search(wish(machines)) if machines is not None else _search_here(wish, checkpoint, weights)
     if html is not None:
         from strop.cli.plan_page import render_plan
 
@@ -54,19 +60,37 @@ def show_plan(
         _print(plan, explain=explain)
 
 
-def find_spec(model: str) -> ModelSpec:
+def _search_here(wish: Callable[[Machines], Wish], checkpoint: AnyCheckpoint | None, weights: str | None) -> Plan:
+    """On this machine, as it was calibrated; else it is probed for some seconds."""
+    if checkpoint is not None and weights is not None:
+        raise RequestError(f"--weights {weights}: on this machine a model runs as its file stores it: leave it out")
+    from strop.plan.calibrate import machine_profile
+    from strop.plan.local import published_copy, stored_copy, this_hardware
+
+    profile = machine_profile()
+    asked = replace(wish(this_hardware(profile)), groups_prompts=False)
+    config, machines = EngineConfig(), asked.machines
+    if checkpoint is not None:
+        return search(asked, [stored_copy(checkpoint, asked.spec, profile, config, machines)])
+    return search(
+        asked, [published_copy(asked.spec, dtype, profile, config, machines) for dtype in asked.weight_dtypes]
+    )
+
+
+def open_model(model: str) -> tuple[ModelSpec, AnyCheckpoint | None]:
     """Of a published name, or of a file, folder or Hub id, whose weights are not read."""
     if model in PUBLISHED:
-        return published_spec(model)
+        return published_spec(model), None
     from strop.formats.checkpoint import open_checkpoint
     from strop.models.reader import load_spec
 
     if "/" not in model and not Path(model).exists():
-        return published_spec(model)  # says which there are
-    spec = load_spec(open_checkpoint(model))
+        return published_spec(model), None  # says which there are
+    checkpoint = open_checkpoint(model)
+    spec = load_spec(checkpoint)
     if not spec.causal:
         raise UnsupportedError(f"{model}: an encoder, which writes no answers: plan for a decoder")
-    return spec
+    return spec, checkpoint
 
 
 def read_traffic(text: str) -> Traffic:
@@ -113,6 +137,8 @@ def _print(plan: Plan, *, explain: bool) -> None:
 
 def _source(plan: Plan) -> str:
     device = plan.wish.machines.device
+    if device.name == THIS:
+        return f"predicted from what was measured of {device.title}; a fifth of capacity is kept free"
     text = "predicted, nothing was run; a tenth of memory and a fifth of capacity are kept free"
     if device.name != "tpu-v4":
         text += f"; efficiencies are those fitted to TPU v4, not measured on {device.title}"

@@ -1,7 +1,7 @@
 """A plan in words and tables."""
 
 from strop.cli.output import size
-from strop.plan.candidate import USABLE_MEMORY, Candidate
+from strop.plan.candidate import Candidate
 from strop.plan.explain import explain
 from strop.plan.latency import Placed
 from strop.plan.search import Plan, describe, milliseconds
@@ -17,7 +17,7 @@ def number(value: float) -> str:
 
 def chosen_facts(plan: Plan) -> list[tuple[str, str]]:
     """What to run, and what to expect of it."""
-    one, traffic, device = plan.chosen, plan.wish.traffic, plan.wish.machines.device
+    one, traffic = plan.chosen, plan.wish.traffic
     rate = "" if traffic.rate_per_s is None else f", {traffic.rate_per_s:.4g} requests/s"
     network = one.model.network
     padding = ""
@@ -42,7 +42,7 @@ def chosen_facts(plan: Plan) -> list[tuple[str, str]]:
         ("cost", _cost(one)),
         ("memory", f"weights {size(round(one.model.weight_bytes))}, cache {size(round(one.cache_bytes))}, activations "
                    f"{size(round(one.activation_bytes))}; in all {size(round(one.memory_bytes))} of "
-                   f"{size(round(USABLE_MEMORY * device.memory_bytes))} of each device"),
+                   f"{size(round(one.model.usable_bytes))} of each device"),
         ("largest context", f"{context:,} tokens at this batch, by memory"
                             + (f"; the model's own limit is {own:,}" if own < context else "")),
     ]  # fmt: skip
@@ -81,7 +81,7 @@ def _cost(one: Candidate) -> str:
 
 
 def frontier_table(plan: Plan) -> Table:
-    """A row for each configuration that none beats."""
+    """A row for each configuration that none beats, but for those that are hardly cheaper than the one before."""
     has_price = plan.wish.price_per_device_hour is not None
     header = [
         "",
@@ -97,7 +97,11 @@ def frontier_table(plan: Plan) -> Table:
         "E2E",
     ]
     header += ["requests/min", "MFU", "MBU", "binds", "cost/M tokens" if has_price else "device-s/M tokens"]
-    return header, [_row(one, plan) for one in plan.frontier]
+    shown: list[Candidate] = []
+    for one in plan.frontier:
+        if one is plan.chosen or not shown or one.device_s_per_request < 0.99 * shown[-1].device_s_per_request:
+            shown.append(one)
+    return header, [_row(one, plan) for one in shown]
 
 
 def _row(one: Candidate, plan: Plan) -> list[str]:
@@ -112,7 +116,7 @@ def _row(one: Candidate, plan: Plan) -> list[str]:
     return [
         "chosen" if one is plan.chosen else "",
         f"{one.num_devices}" + (f" x {one.copies}" if one.copies > 1 else ""),
-        "x".join(map(str, one.model.mesh)),
+        str(one.model.mesh),
         one.model.weight_dtype,
         str(one.batch),
         prompts,
@@ -139,7 +143,7 @@ def card_tables(plan: Plan) -> list[tuple[str, Table]]:
                 size(round(row.memory_bytes)) if row.memory_bytes else "",
                 size(round(row.sent_bytes)) if row.sent_bytes else "",
                 milliseconds(row.seconds),
-                f"{row.share:.1%}",
+                f"{row.seconds / card.seconds:.1%}",
                 row.binds,
             ]
             for row in card.rows

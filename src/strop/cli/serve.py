@@ -4,13 +4,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from strop.cli.follow import follow
 from strop.cli.options import engine_config, engine_options, plan_option, process_options, read_template_file
 from strop.cli.verb import start_up
+
+if TYPE_CHECKING:
+    from strop.engine.messages import ModelFacts
 
 _START = time.perf_counter()
 
@@ -30,21 +33,22 @@ _START = time.perf_counter()
     default="auto",
     help="Write answers, or make vectors; auto: vectors if the model is an encoder.",
 )
-@click.option("--max-seqs", default=32, type=click.IntRange(1), help="Sequences in one step.")
+@click.option("--max-seqs", type=click.IntRange(1), help="Sequences in one step; else by this machine's plan.")
 @click.option(
     "--max-step-tokens",
-    default=256,
     type=click.IntRange(1),
-    help="Of one step, prompts and answers together.",
+    help="Of one step, prompts and answers together; else by this machine's plan.",
 )
 @click.option(
     "--max-chunk-tokens",
-    default=64,
     type=click.IntRange(1),
-    help="Of prompts, in a step that also continues answers: fewer hold these up less, and take prompts in slower.",
+    help="Of prompts, in a step that also continues answers: fewer hold these up less, and take prompts in slower; else"
+    " by this machine's plan.",
 )
-@click.option("--max-queue", default=128, type=click.IntRange(1), help="Requests that may wait; more get a 429.")
-@click.option("--max-queue-tokens", default=131_072, type=click.IntRange(1), help="Prompt tokens that may wait.")
+@click.option(
+    "--max-queue", type=click.IntRange(1), help="Requests that may wait, more get a 429; else a minute's work."
+)
+@click.option("--max-queue-tokens", type=click.IntRange(1), help="Prompt tokens that may wait; else a minute's work.")
 @click.option("--timeout", default=600.0, type=click.FloatRange(1), help="Seconds that a request may take.")
 @click.option("--drain", default=30.0, type=click.FloatRange(1), help="Seconds for open requests on SIGTERM.")
 @click.option("--price-per-hour", type=click.FloatRange(0), help="Of this machine: cost per request in /metrics.")
@@ -61,9 +65,9 @@ _START = time.perf_counter()
 def command(
     model: str,
     names: tuple[str, ...],
-    max_seqs: int,
-    max_step_tokens: int,
-    max_chunk_tokens: int,
+    max_seqs: int | None,
+    max_step_tokens: int | None,
+    max_chunk_tokens: int | None,
     template: Path | None,
     log_format: str,
     **settings: Any,
@@ -76,9 +80,9 @@ def command(
     """
     chat_template = read_template_file(template)
     config = replace(
-        engine_config(settings, max_num_seqs=max_seqs),
-        max_step_tokens=max_step_tokens,
-        max_chunk_tokens=max_chunk_tokens,
+        engine_config(settings, max_num_seqs=max_seqs or 0),
+        max_step_tokens=max_step_tokens or 0,
+        max_chunk_tokens=max_chunk_tokens or 0,
     )
     if config.processes is not None and config.processes.process_id > 0:
         follow(model, config)
@@ -96,8 +100,8 @@ def command(
             port=settings["port"],
             api_keys=settings["api_keys"],
             cors_origins=settings["cors_origins"],
-            max_queued_requests=settings["max_queue"],
-            max_queued_tokens=settings["max_queue_tokens"],
+            max_queued_requests=settings["max_queue"] or 0,
+            max_queued_tokens=settings["max_queue_tokens"] or 0,
             request_timeout_s=settings["timeout"],
             drain_s=settings["drain"],
             price_per_hour=settings["price_per_hour"],
@@ -115,10 +119,13 @@ def command(
             file=sys.stderr,
             flush=True,
         ),
-        on_load=lambda facts: print(
-            f"{facts.memory}\nready after {time.perf_counter() - _START:.2f} s", file=sys.stderr, flush=True
-        ),
+        on_load=_report,
     )
+
+
+def _report(facts: "ModelFacts") -> None:
+    lines = [facts.memory] + ([] if facts.expected is None else [facts.expected.words])
+    print(*lines, f"ready after {time.perf_counter() - _START:.2f} s", sep="\n", file=sys.stderr, flush=True)
 
 
 def default_name(model: str) -> str:

@@ -206,7 +206,7 @@ def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, st
 
     if jax.default_backend() != "cpu":
         return "xla", None
-    reason = _no_kernels(spec, config)
+    reason = no_kernels(spec, config)
     return ("native" if reason is None else "xla"), reason
 
 
@@ -226,7 +226,7 @@ def plan_memory_here(
     )
 
 
-def _no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
+def no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:
     """Why the native kernels cannot serve this model here; None when they can."""
     if os.environ.get("STROP_NATIVE") == "0":
         return "STROP_NATIVE=0"

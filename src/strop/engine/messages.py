@@ -30,6 +30,16 @@ class Embed(msgspec.Struct, tag=True, array_like=True):
 Command = Add | Abort | Embed
 
 
+class Expected(msgspec.Struct, frozen=True):
+    """What a machine should do with a model, where it was planned for."""
+
+    requests_per_s: float
+    """Of the usual lengths."""
+    prompt_tokens_per_s: float
+    words: str
+    """The plan."""
+
+
 class ModelFacts(msgspec.Struct, frozen=True):
     """What a front end needs to know of the engine that was loaded."""
 
@@ -48,6 +58,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Of the native kernels, or "xla"."""
     embedding_len: int | None = None
     """Numbers of a vector, of an engine that was loaded to pool; None: it was loaded to write."""
+    expected: Expected | None = None
 
 
 class EngineStats(msgspec.Struct, array_like=True):

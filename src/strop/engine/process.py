@@ -1,4 +1,4 @@
-"""The engine in a process of its own: `python -m strop.engine.process`, started by a front end.
+"""The engine in a process of its own, started by a front end.
 
 One line of JSON on standard input says what to load and where the sockets are. Then requests come over ZeroMQ, and one
 message a step goes back, so that neither side waits for the other. The end of standard input, which is also the end of
@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,6 +29,7 @@ from strop.engine.messages import (
     Embed,
     Embedded,
     EngineStats,
+    Expected,
     Loaded,
     Message,
     ModelFacts,
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.05
 _LAST_WORDS_S = 5.0
 
+Settle = Callable[[str, EngineConfig, Runner], tuple[EngineConfig, Expected | None]]
+"""Gives numbers to the budgets of a config that are 0."""
+
 
 class Orders(msgspec.Struct):
     """What the front end wants: the line on standard input."""
@@ -64,7 +68,7 @@ class Orders(msgspec.Struct):
     log_level: str = "INFO"
 
 
-def main() -> None:
+def main(settle: Settle = lambda model, config, runner: (config, None)) -> None:
     """Entry point of the process."""
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
     logging.basicConfig(level=orders.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -76,7 +80,7 @@ def main() -> None:
     pulse = _connected(context, zmq.PUSH, orders.messages)
     threading.Thread(target=_beat, args=(pulse, server), name="strop-pulse", daemon=True).start()
     threading.Thread(target=_end_with_input, args=(server,), name="strop-parent", daemon=True).start()
-    server.run(orders.model, orders.config, orders.runner)
+    server.run(orders.model, orders.config, orders.runner, settle)
 
 
 class EngineServer:
@@ -90,7 +94,7 @@ class EngineServer:
         self._limit: StepLimit | None = None
         self._followers: Followers | None = None
 
-    def run(self, model: str, config: EngineConfig, runner: Runner) -> None:
+    def run(self, model: str, config: EngineConfig, runner: Runner, settle: Settle) -> None:
         """Loads, then serves; returns only if the model cannot be loaded, or another process of it was lost."""
         from strop.engine.embedder import Embedder
         from strop.engine.engine import Engine
@@ -98,6 +102,7 @@ class EngineServer:
         from strop.engine.limit import step_limit
 
         try:
+            config, expected = settle(model, config, runner)
             loaded, config = load_model(model, config, runner=runner)
             self._followers = loaded.group if isinstance(loaded.group, Followers) else None
             engine = Engine(loaded, config) if loaded.pooling is None else Embedder(loaded, config)
@@ -107,7 +112,7 @@ class EngineServer:
                 log.exception("loading failed")
             self._send(failed(error))
             return
-        self._send(Loaded(_facts(engine)))
+        self._send(Loaded(_facts(engine, expected)))
         if not isinstance(engine, Engine):
             self._pool(engine)
             return
@@ -232,7 +237,7 @@ class _Vectors:
         return True
 
 
-def _facts(engine: "Engine | Embedder") -> ModelFacts:
+def _facts(engine: "Engine | Embedder", expected: Expected | None) -> ModelFacts:
     from strop.engine.engine import Engine
 
     memory, config, writes = engine.memory, engine.config, isinstance(engine, Engine)
@@ -247,6 +252,7 @@ def _facts(engine: "Engine | Embedder") -> ModelFacts:
         memory.describe(),
         native.isa() or "xla",
         None if writes else engine.spec.model_dim,
+        expected,
     )
 
 

@@ -18,6 +18,9 @@ HARDWARE = Path(__file__).parent / "hardware"
 MAX_FILE_BYTES = 64 << 10
 MAX_DEVICES = 1 << 20
 
+THIS = "this-machine"
+"""What this machine is called where hardware is asked for (strop.plan.local)."""
+
 Topology = Literal["torus", "switch", "none"]
 _TOPOLOGIES = ("torus", "switch", "none")
 _PEAK_KEY = re.compile(r"peak_([a-z0-9]+)_flops_per_s")
@@ -114,8 +117,8 @@ def find_machines(text: str) -> Machines:
         near = difflib.get_close_matches(name.lower(), _names(), n=3, cutoff=0.4)
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise RequestError(
-            f"no hardware is called {name!r:.80}{hint}: known are {', '.join(devices())}, each with xN for N of them, "
-            "or a file.toml of your own"
+            f"no hardware is called {name!r:.80}{hint}: known are {THIS}, {', '.join(devices())}, each "
+            "of these with xN for N of them, or a file.toml of your own"
         )
     if not 1 <= count <= device.max_devices:
         raise RequestError(

@@ -137,25 +137,6 @@ def _row_len(spec: ModelSpec, layer: LayerSpec, platform: Platform) -> int:
     return 4 * spec.model_dim + 2 * max(qkv, 2 * layer.mlp.ffn_dim, num_experts)
 
 
-def _activation_bytes(
-    spec: ModelSpec, config: EngineConfig, platform: Platform, weights: int, part: MeshPart | None
-) -> int:
-    """What a step takes at once, on all devices of this process."""
-    num_devices, num_rows, gathered = 1, config.max_step_tokens, 0
-    if part is not None:
-        num_devices, num_rows = part.num_devices, -(-num_rows // part.mesh.size(part.placement.rows))
-        gathered = _gathered_bytes(spec, weights, part)
-        spec = of_one_device(spec, part)
-    widest = max(_row_len(spec, layer, platform) for layer in spec.layers)
-    activations = 4 * (num_rows * widest + config.max_num_seqs * spec.vocab_size)
-    if platform != "native":  # computes padding too, and gathers the keys and values of some rows at a time, twice
-        per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
-        from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
-
-        activations = 4 * activations + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
-    return num_devices * (activations + gathered)
-
-
 def _gathered_bytes(spec: ModelSpec, weights: int, part: MeshPart) -> int:
     """Of the largest layer, weights that a device gathers: as they arrive, and in order."""
     stored = (*part.placement.embed, *part.placement.ffn)
@@ -197,6 +178,33 @@ def weight_bytes(
         num_rows = sum(infos[path].shape[0] * times(path) for path in run.paths)
         total += packed_bytes(run.format_name, *run.shape) * num_rows / run.shape[0]
     return math.ceil(vectors + total)
+
+
+def activation_bytes(
+    spec: ModelSpec, config: EngineConfig, platform: Platform, weights: int = 0, part: MeshPart | None = None
+) -> int:
+    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`; on a mesh of all devices here,
+    with what they gather of the `weights`."""
+    num_devices, num_rows, gathered = 1, config.max_step_tokens, 0
+    if part is not None:
+        num_devices, num_rows = part.num_devices, -(-num_rows // part.mesh.size(part.placement.rows))
+        gathered = _gathered_bytes(spec, weights, part)
+        spec = of_one_device(spec, part)
+    widest = max(_row_len(spec, layer, platform) for layer in dict.fromkeys(spec.layers))
+    rows = 4 * (num_rows * widest + config.max_num_seqs * spec.vocab_size)
+    if platform == "native":
+        return num_devices * (rows + gathered)
+    from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
+
+    # XLA computes padding too, and gathers the keys and values of some rows at a time, twice.
+    per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
+    return num_devices * (4 * rows + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4 + gathered)
+
+
+def runtime_bytes(spec: ModelSpec, platform: Platform, part: MeshPart | None = None) -> int:
+    """Of a process that serves one model, without weights, cache and activations."""
+    runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+    return runtime + (0 if part is None else MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES)
 
 
 def plan_memory(
@@ -255,10 +263,8 @@ def fit_memory(
     def cache_bytes(num_blocks: int) -> int:
         return sum(group.num_blocks * group.bytes_per_token for group in groups(num_blocks)) * config.block_len
 
-    activations = _activation_bytes(spec, config, platform, weights, part)
-    runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
-    if part is not None:
-        runtime += MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES
+    activations = activation_bytes(spec, config, platform, weights, part)
+    runtime = runtime_bytes(spec, platform, part)
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1

@@ -5,12 +5,13 @@ and the feed-forward dimension over y and z.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from strop.core.errors import UnsupportedError
+from strop.core.errors import RequestError, UnsupportedError
 from strop.models.params import ParamInfo
 from strop.models.spec import LayerSpec, ModelSpec
 
@@ -34,10 +35,10 @@ class MeshShape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
-        """Of "8", "2x4" or "2x2x2". Raises UnsupportedError."""
+        """Of "8", "2x4" or "2x2x2". Raises RequestError."""
         parts = text.split("x")
-        if len(parts) > len(AXES) or not all(part.isdecimal() and 1 <= int(part) <= 1 << 20 for part in parts):
-            raise UnsupportedError(
+        if len(parts) > len(AXES) or not all(re.fullmatch("[1-9][0-9]{0,5}", part) for part in parts):
+            raise RequestError(
                 f"mesh {text!r:.40} is not a shape: accepted are one to three numbers of devices, such as 8, 2x4, 2x2x2"
             )
         return cls(*map(int, parts))

@@ -1,7 +1,7 @@
 """Measures what this machine's kernels take: real operations on made-up numbers, through the path of an engine's step.
 
 Points are measured in turn, round after round, so that a busy half minute spoils a round of all of them and not all
-rounds of one; a point's figure is what a third of its times do not exceed.
+rounds of one.
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import logging
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,6 @@ from strop.ops.sample import ALL_ALLOWED, NUM_FLOATS, NUM_INTS, SampleInputs
 from strop.ops.sample.op import greedy, sample
 from strop.ops.weights import PACKED_FORMATS, TILE_COLUMNS, Weight
 from strop.plan.overhead import measure_overhead
-from strop.plan.predict import Pace
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ _FILL = 0x3C
 _STACK_BYTES = 96 << 20
 _BLOCK_LEN = 32
 _MAX_ROWS = 512
-_LONG_RUN_S = 8e-3
+_PREPARED_DIM = 2048
+"""Width of the rows whose preparation is measured."""
+_LONG_RUN_S = 4e-3
 """Longer runs are made shorter, as rounds matter more."""
 
 
@@ -62,9 +64,8 @@ class Extent:
 
     seconds: float
     formats: tuple[str, ...]
-    dims: tuple[int, ...]
-    """Rows and columns of square matrices."""
-    rows: tuple[int, ...]
+    products: dict[int, tuple[int, ...]]
+    """By rows and columns of square matrices: of how many rows a product is measured."""
     page_rows: tuple[int, ...]
     head_dims: tuple[int, ...]
     kv_dtypes: tuple[KvDtype, ...]
@@ -73,11 +74,11 @@ class Extent:
 
 
 # Rows are computed in blocks of up to 12, so that 13 take more than 13/12 of 12.
+_ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 13, 16, 24, 25, 48, 64, 128, 512)
 FULL = Extent(
-    seconds=24.0,
+    seconds=20.0,
     formats=tuple(PACKED_FORMATS),
-    dims=(512, 1024, 2048),
-    rows=(1, 2, 3, 4, 5, 6, 8, 10, 12, 13, 16, 24, 25, 32, 48, 64, 96, 128, 256, 512),
+    products={512: _ROWS, 1024: _ROWS, 2048: _ROWS, 4096: (1, 4, 6, 8, 10, 12, 16, 64)},
     page_rows=(1, 2, 3, 4, 6, 7, 8, 10, 12),
     head_dims=(64, 128),
     kv_dtypes=("bf16", "int8"),
@@ -85,10 +86,9 @@ FULL = Extent(
     batches=(1, 4, 16, 64),
 )
 COARSE = Extent(
-    seconds=3.0,
+    seconds=1.5,
     formats=("q4", "q8", "bf16"),
-    dims=(512, 2048),
-    rows=(1, 2, 4, 8, 12, 24, 64, 256),
+    products={512: (1, 2, 4, 8, 12, 24, 64, 256), 2048: (1, 2, 4, 8, 12, 24, 64, 256), 4096: (1, 4, 8, 12, 64)},
     page_rows=(1, 4, 8, 12),
     head_dims=(64, 128),
     kv_dtypes=("bf16",),
@@ -99,53 +99,52 @@ _WARM_ROWS = 12
 """From so many rows on, products bind, and it does not matter where weights come from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pulse:
-    """Two points of a calibration, kept to tell how fast the machine is now: a shared one changes by the minute."""
-
-    runs: tuple[Callable[[], object], Callable[[], object]]
-    calibrated_s: tuple[float, float]
-    clock: Clock
-
-    def now(self, num_rounds: int = 7) -> Pace:
-        """Takes some tens of milliseconds."""
-        times = measure_in_turn(dict(enumerate(self.runs)), 0.0, num_rounds, self.clock)
-        compute, memory = (times[i] / calibrated_s for i, calibrated_s in enumerate(self.calibrated_s))
-        return Pace(compute, memory)
-
-
-def calibrate(
-    library: ctypes.CDLL, machine: Machine, extent: Extent = FULL, clock: Clock = time.perf_counter
-) -> tuple[MachineProfile, Pulse]:
-    """The profile of this machine, in somewhat more than `extent.seconds`.
+class Calibration:
+    """Measures this machine's kernels in rounds, which may lie minutes apart.
 
     The native kernels must be registered, and their pool have `machine.num_threads`. Of one thread, `clock` may be
     time.thread_time: what other processes take does not count then.
     """
-    bench = _Bench(library, extent, machine.num_threads)
-    bandwidth = [
-        read_bandwidth_bytes_per_s(size, machine.num_threads, extent.seconds / 100) for size in extent.bandwidth_bytes
-    ]
-    points = dict(bench.points())
-    times = measure_in_turn(points, extent.seconds, clock=clock)
-    overhead = measure_overhead(bench.memory, extent.batches)
-    profile = MachineProfile(
-        version=VERSION,
-        machine=machine,
-        coarse=extent is not FULL,
-        read_bytes_per_s=Curve(tuple(map(float, extent.bandwidth_bytes)), tuple(bandwidth)),
-        step_s=overhead.step_s,
-        token_s=overhead.token_s,
-        **bench.figures(times),
-    )
-    name, dim = extent.formats[0], extent.dims[-1]
-    most = min(extent.rows, key=lambda num_rows: abs(num_rows - 24))
-    pulse = [("linear", name, dim, num_rows, "cold") for num_rows in (most, extent.rows[0])]
-    return profile, Pulse((points[pulse[0]], points[pulse[1]]), (times[pulse[0]], times[pulse[1]]), clock)
+
+    def __init__(
+        self, library: ctypes.CDLL, machine: Machine, extent: Extent = FULL, clock: Clock = time.perf_counter
+    ) -> None:
+        self._machine, self._extent = machine, extent
+        self._bench = _Bench(library, extent, machine.num_threads)
+        self._bandwidth = [
+            read_bandwidth_bytes_per_s(size, machine.num_threads, extent.seconds / 100)
+            for size in extent.bandwidth_bytes
+        ]
+        self._rounds = Rounds(dict(self._bench.points()), clock)
+        self._overhead = measure_overhead(self._bench.memory, extent.batches)
+
+    def run(self, seconds: float, least_rounds: int = 1) -> None:
+        """Rounds over all points for about so long."""
+        self._rounds.run(seconds, least_rounds)
+
+    def profile(self) -> MachineProfile:
+        """By all rounds so far."""
+        reads = Curve(tuple(map(float, self._extent.bandwidth_bytes)), tuple(self._bandwidth))
+        return MachineProfile(
+            version=VERSION,
+            machine=self._machine,
+            coarse=self._extent is not FULL,
+            read_bytes_per_s=reads,
+            step_s=self._overhead.step_s,
+            token_s=self._overhead.token_s,
+            **self._bench.figures(self._rounds.seconds()),
+        )
+
+
+def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> MachineProfile:
+    """The profile of this machine, in about two times `extent.seconds`."""
+    calibration = Calibration(library, machine, extent)
+    calibration.run(extent.seconds, least_rounds=3)
+    return calibration.profile()
 
 
 def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProfile:
-    """This machine's stored profile; without one, a coarse one that takes some five seconds and is not kept.
+    """This machine's stored profile; without one, a coarse one that takes some five seconds, and is stored, too.
 
     Args:
         num_threads: 0 means the usable cores.
@@ -165,35 +164,50 @@ def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProf
     directory = cache_directory()
     native.set_num_threads(num_threads)
     if fresh:
-        profile, _ = calibrate(library, machine)
+        profile = calibrate(library, machine)
         log.info("stored %s", write_profile(directory, profile))
         return profile
     stored = read_profile(directory, machine)
     if stored is not None:
         return stored
-    log.info("this machine was never calibrated: probing it for some seconds; `strop plan --calibrate` measures more")
-    return calibrate(library, machine, COARSE)[0]
+    log.warning(
+        "this machine is measured for the first time, some seconds long; `strop plan --calibrate` does it better"
+    )
+    profile = calibrate(library, machine, COARSE)
+    with suppress(OSError):  # it is measured again next time
+        write_profile(directory, profile)
+    return profile
 
 
-def measure_in_turn(
-    points: dict[Any, Callable[[], object]], seconds: float, least_rounds: int = 3, clock: Clock = time.perf_counter
-) -> dict[Any, float]:
-    """Seconds of each point's runs, in rounds over all of them for about so long: what a third of them do not exceed.
+class Rounds:
+    """Times things to run in turn, round after round: a neighbour's busy minute spoils a round of all of them."""
 
-    Neighbours only ever add time, and then several times over.
-    """
-    for run in points.values():
-        run()
-    found: dict[Any, list[float]] = {name: [] for name in points}
-    end = time.perf_counter() + seconds
-    num_rounds = 0
-    while num_rounds < least_rounds or time.perf_counter() < end:
-        for name, run in points.items():
-            begin = clock()
+    def __init__(self, points: dict[Any, Callable[[], object]], clock: Clock = time.perf_counter) -> None:
+        """Runs each once, which may compile."""
+        for run in points.values():
             run()
-            found[name].append(clock() - begin)
-        num_rounds += 1
-    return {name: sorted(times)[(num_rounds - 1) // 3] for name, times in found.items()}
+        self._points, self._clock = points, clock
+        self._found: dict[Any, list[float]] = {name: [] for name in points}
+
+    def run(self, seconds: float, least_rounds: int = 1) -> None:
+        """For about so long."""
+        end = time.perf_counter() + seconds
+        num_rounds = 0
+        while num_rounds < least_rounds or time.perf_counter() < end:
+            for name, run in self._points.items():
+                begin = self._clock()
+                run()
+                self._found[name].append(self._clock() - begin)
+            num_rounds += 1
+
+    def seconds(self) -> dict[Any, float]:
+        """Of each, by all rounds."""
+        return {name: typical(times) for name, times in self._found.items()}
+
+
+def typical(times: Sequence[float]) -> float:
+    """What a third of them do not exceed: neighbours only ever add time, and then several times over."""
+    return sorted(times)[(len(times) - 1) // 3]
 
 
 def allocate(num_bytes: int) -> np.ndarray:
@@ -213,7 +227,7 @@ class _Bench:
         self._library, self._extent, self._num_threads = library, extent, num_threads
         self.memory = allocate(_STACK_BYTES)
         rng = np.random.default_rng(0)
-        self._numbers = rng.standard_normal(_MAX_ROWS * 2048).astype(np.float32)
+        self._numbers = rng.standard_normal(_MAX_ROWS * max(extent.products)).astype(np.float32)
         self._units: dict[Any, float] = {}
         """Operations of a point's run."""
 
@@ -221,8 +235,8 @@ class _Bench:
         """Each by its name."""
         extent = self._extent
         for name in extent.formats:
-            for dim in extent.dims:
-                yield from self._linear(name, dim)
+            for dim, rows in extent.products.items():
+                yield from self._linear(name, dim, rows)
         yield from self._prepare()
         yield from self._small()
         for kv_dtype in extent.kv_dtypes:
@@ -238,18 +252,20 @@ class _Bench:
     def figures(self, times: dict[Any, float]) -> dict[str, Any]:
         """The fields of MachineProfile that points give."""
         each = {name: times[name] / self._units[name] for name in times}
-        extent, rows = self._extent, self._extent.rows
+        extent, rows = self._extent, self._extent.products[_PREPARED_DIM]
         prepared = extent.formats[0] if "q8" not in extent.formats else "q8"
-        dim = extent.dims[-1]
         prepare_s = []
         for num_rows in rows:  # of 16 columns the product is one thread's
-            product_s = each["linear", prepared, dim, num_rows, "cold"] * TILE_COLUMNS / dim * self._num_threads
-            prepare_s.append(max(each["prepare", num_rows] - product_s, 0.1 * each["prepare", num_rows]) / dim)
+            product_s = each["linear", prepared, _PREPARED_DIM, num_rows, "cold"]
+            product_s *= TILE_COLUMNS / _PREPARED_DIM * self._num_threads
+            prepare_s.append(
+                max(each["prepare", num_rows] - product_s, 0.1 * each["prepare", num_rows]) / _PREPARED_DIM
+            )
         prepare = _curve(rows, prepare_s)
         call_s = each["call", 0]
 
         def sized(name: str, dim: int) -> Sized:
-            curves = []
+            curves, rows = [], extent.products[dim]
             for where in ("cold", "warm"):
                 found = [each["linear", name, dim, num_rows, _where(where, num_rows)] for num_rows in rows]
                 net = [max(s - prepare.at(m) * dim, 0.5 * s) for m, s in zip(rows, found, strict=True)]
@@ -257,7 +273,7 @@ class _Bench:
             return Sized(dim * dim, *curves)
 
         return {
-            "linear": {name: tuple(sized(name, dim) for dim in extent.dims) for name in extent.formats},
+            "linear": {name: tuple(sized(name, dim) for dim in extent.products) for name in extent.formats},
             "prepare_s": prepare,
             "call_s": call_s,
             "gate_s": max(0.0, each["gate", True] - each["gate", False]),
@@ -300,12 +316,13 @@ class _Bench:
         weight = np.ones((1, shape[1]), np.float32)
         return _Product(self._bind(products, [weight], x, counts, stacks[0]), x, counts, stacks, len(indices))
 
-    def _linear(self, name: str, dim: int) -> Iterable[tuple[Any, Callable[[], object]]]:
+    def _linear(self, name: str, dim: int, rows: Sequence[int]) -> Iterable[tuple[Any, Callable[[], object]]]:
         shape = dim, dim
-        few = self._product(name, shape, range(_calls_of(dim)))
+        packed_bytes = dim // TILE_COLUMNS * PACKED_FORMATS[name].tile_bytes(dim)
+        few = self._product(name, shape, range(min(_calls_of(dim), len(self.memory) // packed_bytes)))
         many = self._product(name, shape, range(max(1, 4 * 512**2 // dim**2)))
         warm = self._product(name, shape, [0] * _calls_of(dim))
-        for num_rows in self._extent.rows:
+        for num_rows in rows:
             product = few if num_rows < _WARM_ROWS else many
             yield self._sized(("linear", name, dim, num_rows, "cold"), product, num_rows)
             if num_rows < _WARM_ROWS:
@@ -331,8 +348,8 @@ class _Bench:
 
     def _prepare(self) -> Iterable[tuple[Any, Callable[[], object]]]:
         name = "q8" if "q8" in self._extent.formats else self._extent.formats[0]
-        product = self._product(name, (TILE_COLUMNS, self._extent.dims[-1]), [0] * 4)
-        for num_rows in self._extent.rows:
+        product = self._product(name, (TILE_COLUMNS, _PREPARED_DIM), [0] * 4)
+        for num_rows in self._extent.products[_PREPARED_DIM]:
             yield self._sized(("prepare", num_rows), product, num_rows, len(product.stacks))
 
     def _small(self) -> Iterable[tuple[Any, Callable[[], object]]]:

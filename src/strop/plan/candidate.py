@@ -4,16 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from strop.plan.latency import ACTIVATION_BYTES, LOGIT_BYTES, Pass, Placed
+from strop.models.mesh import AttentionSharding
+from strop.plan.latency import Pass, Placed
 from strop.plan.objective import Latency
 from strop.plan.passes import PassModel, PassTime
 from strop.plan.traffic import Traffic
-from strop.plan.volumes import AttentionSharding
 
 MOST_LOAD = 0.8
 """Share of its capacity that a copy is given: requests do not come evenly, and queues grow without end at 1."""
-USABLE_MEMORY = 0.9
-"""Share of a device's memory that is planned for; the rest is the runtime's."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +156,8 @@ class Candidate:
 
     @property
     def activation_bytes(self) -> float:
-        """Of the largest pass: rows, what a product makes of them, logits in float32.
-
-        Gathered weights are used block by block as they come, and hardly count.
-        """
-        network, rows = self.model.network, max(self.prompt_pass.tokens, self.batch)
-        row_bytes = ACTIVATION_BYTES * (2 * network.spec.model_dim + network.widest)
-        return (rows * row_bytes + LOGIT_BYTES * self.batch * network.spec.vocab_size) / self.num_devices
+        """Of the largest pass."""
+        return self.model.activation_bytes(max(self.prompt_pass.tokens, self.batch), self.batch)
 
     @property
     def memory_bytes(self) -> float:
@@ -174,12 +167,12 @@ class Candidate:
     @property
     def fits(self) -> bool:
         """Whether a device holds it."""
-        return self.memory_bytes <= USABLE_MEMORY * self.model.device.memory_bytes
+        return self.memory_bytes <= self.model.usable_bytes
 
     @property
     def longest_context_tokens(self) -> int:
         """Of each of `batch` sequences, by memory; the model's own limit may be less."""
-        room = USABLE_MEMORY * self.model.device.memory_bytes - self.model.weight_bytes - self.activation_bytes
+        room = self.model.usable_bytes - self.model.weight_bytes - self.activation_bytes
         return int(room / (self.cache_bytes_per_token * self.sequences_per_device))
 
     def as_json(self) -> dict[str, Any]:
@@ -218,7 +211,7 @@ class Candidate:
                 "cache": round(self.cache_bytes),
                 "activations": round(self.activation_bytes),
                 "total": round(self.memory_bytes),
-                "limit": round(USABLE_MEMORY * self.model.device.memory_bytes),
+                "limit": round(self.model.usable_bytes),
             },
             "longest_context_tokens": self.longest_context_tokens,
             "binds": self.binds,

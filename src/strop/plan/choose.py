@@ -5,9 +5,10 @@ from itertools import product
 from typing import NamedTuple
 
 from strop.machine.catalog import Device
+from strop.models.mesh import AttentionSharding, MeshShape
 from strop.models.spec import ModelSpec
 from strop.plan.latency import Coefficients, Pass, Placed, layers_latency
-from strop.plan.volumes import FFN_LAYOUTS, AttentionSharding, FfnLayout, MeshShape
+from strop.plan.volumes import FFN_LAYOUTS, FfnLayout
 
 SHARDINGS: tuple[AttentionSharding, ...] = ("heads", "batch")
 SAME_WEIGHTS: tuple[tuple[FfnLayout, ...], ...] = (("ws1d",), tuple(name for name in FFN_LAYOUTS if name != "ws1d"))

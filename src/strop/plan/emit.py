@@ -17,7 +17,7 @@ def engine_config(chosen: Candidate) -> EngineConfig:
     layouts = {one.layout for one in placed}
     is_spread = chosen.num_devices > 1
     return EngineConfig(
-        mesh="x".join(map(str, chosen.model.mesh)) if is_spread else "",
+        mesh=str(chosen.model.mesh) if is_spread else "",
         layout=layouts.pop() if is_spread and len(layouts) == 1 else "auto",
         max_num_seqs=chosen.batch,
         max_step_tokens=chosen.batch + chosen.prompt_pass.tokens,
@@ -30,5 +30,11 @@ def plan_file(plan: Plan, model: str) -> dict[str, Any]:
     """What the file holds: `engine` is read, `plan` says what it was made for."""
     return {
         "engine": asdict(engine_config(plan.chosen)),
-        "plan": {"model": model, **plan.as_json()["hardware"], "chosen": plan.chosen.as_json()},
+        "plan": {
+            "model": model,
+            "hardware": plan.wish.machines.device.name,
+            "devices": plan.wish.machines.num_devices,
+            "traffic": asdict(plan.wish.traffic),
+            "chosen": plan.chosen.as_json(),
+        },
     }

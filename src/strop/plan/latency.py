@@ -20,18 +20,10 @@ from typing import NamedTuple
 
 from strop.core.errors import RequestError, UnsupportedError
 from strop.machine.catalog import Device
+from strop.models.mesh import AttentionSharding, MeshShape
 from strop.models.spec import LayerSpec, ModelSpec
 from strop.plan.memory import ITEM_BYTES
-from strop.plan.volumes import (
-    GATHERED,
-    AttentionSharding,
-    Collective,
-    FfnLayout,
-    MeshShape,
-    attention,
-    feed_forward,
-    keys_with_queries,
-)
+from strop.plan.volumes import GATHERED, Collective, FfnLayout, attention, feed_forward, keys_with_queries
 
 ACTIVATION_BYTES = 2
 SCORE_BYTES = 12
@@ -261,7 +253,7 @@ class _Clock:
         device = placed.device
         if device.topology == "torus" and sum(size > 1 for size in placed.mesh) > device.num_torus_axes:
             raise RequestError(
-                f"mesh {'x'.join(map(str, placed.mesh))} has more axes than the torus of {device.name}, which has "
+                f"mesh {placed.mesh} has more axes than the torus of {device.name}, which has "
                 f"{device.num_torus_axes}: set one of them to 1"
             )
         self.placed, self.coefficients = placed, coefficients

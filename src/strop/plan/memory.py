@@ -2,9 +2,9 @@
 
 import math
 
+from strop.models.mesh import AttentionSharding, MeshShape
 from strop.models.params import inventory
 from strop.models.spec import ModelSpec
-from strop.plan.volumes import AttentionSharding, MeshShape
 
 ITEM_BYTES = {"int8": 1, "fp8": 1, "bf16": 2, "f16": 2, "f32": 4}
 

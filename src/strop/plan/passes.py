@@ -8,10 +8,13 @@ from itertools import product
 from typing import NamedTuple, Protocol
 
 from strop.machine.catalog import Device
+from strop.models.mesh import AttentionSharding, MeshShape
 from strop.models.published import num_parameters
 from strop.models.spec import ModelSpec
 from strop.plan.choose import SHARDINGS
 from strop.plan.latency import (
+    ACTIVATION_BYTES,
+    LOGIT_BYTES,
     Coefficients,
     Pass,
     Placed,
@@ -23,7 +26,10 @@ from strop.plan.latency import (
 )
 from strop.plan.memory import ITEM_BYTES, kv_bytes_per_token
 from strop.plan.space import padded
-from strop.plan.volumes import GATHERED, AttentionSharding, FfnLayout, MeshShape
+from strop.plan.volumes import GATHERED, FfnLayout
+
+USABLE_MEMORY = 0.9
+"""Share of an accelerator's memory that is planned for; the rest is the runtime's."""
 
 
 class PassTime(NamedTuple):
@@ -32,6 +38,20 @@ class PassTime(NamedTuple):
     seconds: float
     placed: Placed | None
     """None where one device computes it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardRow:
+    """An operation or exchange, all its occurrences in a pass together, on each device."""
+
+    name: str
+    count: int
+    flops: float
+    memory_bytes: float
+    sent_bytes: float
+    seconds: float
+    """That it adds: an exchange looped with a product adds what the product does not hide."""
+    binds: str
 
 
 class Network:
@@ -89,8 +109,21 @@ class PassModel(Protocol):
         """That a sequence takes of each device that holds it."""
         ...
 
+    @property
+    def usable_bytes(self) -> float:
+        """Of each device's memory, for weights, cache and activations."""
+        ...
+
+    def activation_bytes(self, rows: int, batch: int) -> float:
+        """Of each device, for passes of at most so many rows and sequences."""
+        ...
+
     def pass_time(self, step: Pass) -> PassTime:
         """The fastest way to run it, one token sampled for each sequence."""
+        ...
+
+    def card_rows(self, step: Pass, time: PassTime) -> list[CardRow]:
+        """The operations and exchanges of a pass."""
         ...
 
     def parts(self, step: Pass, time: PassTime) -> dict[str, float]:
@@ -128,6 +161,19 @@ class Partitioned:
             "heads": kv_bytes_per_token(spec, "heads", mesh),
             "batch": kv_bytes_per_token(spec, "batch", mesh) * self.num_devices,
         }
+
+    @property
+    def usable_bytes(self) -> float:
+        """Of each device's memory."""
+        return USABLE_MEMORY * self.device.memory_bytes
+
+    def activation_bytes(self, rows: int, batch: int) -> float:
+        """Rows, what a product makes of them, logits in float32.
+
+        Gathered weights are used block by block as they come, and hardly count.
+        """
+        row_bytes = ACTIVATION_BYTES * (2 * self.network.spec.model_dim + self.network.widest)
+        return (rows * row_bytes + LOGIT_BYTES * batch * self.network.spec.vocab_size) / self.num_devices
 
     def placements(self, step: Pass) -> list[Placed]:
         """The ways to run a pass: what shards sequences needs as many of them as shards.
@@ -183,6 +229,32 @@ class Partitioned:
             found["compute" if computes else "weights"] += spent.products
             found["compute" if computes else "cache"] += spent.attention
         return found
+
+    def card_rows(self, step: Pass, time: PassTime) -> list[CardRow]:
+        """Those that take or send anything."""
+        assert time.placed is not None
+        return [
+            CardRow(
+                name=term.name,
+                count=count,
+                flops=count * term.flops,
+                memory_bytes=count * term.num_bytes,
+                sent_bytes=count * term.sent_bytes,
+                seconds=count * term.seconds.total,
+                binds=self._binds(term),
+            )
+            for term, count in self.terms(step, time.placed)
+            if term.seconds.total or term.flops or term.sent_bytes
+        ]
+
+    def _binds(self, term: Term) -> str:
+        if term.sent_bytes:
+            return "links" if term.seconds.links > term.seconds.latency else "overhead"
+        if not term.flops:
+            return "overhead"
+        if operator.gt(*rooflines(term, self.device, self.coefficients)):
+            return "compute"
+        return "cache" if term.seconds.attention else "weights"
 
 
 def rooflines(term: Term, device: Device, coefficients: Coefficients) -> tuple[float, float]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from strop.machine.catalog import devices
+from strop.models.mesh import AttentionSharding, MeshShape
 from strop.models.published import as_multihead, published_spec, with_heads
 from strop.models.spec import ModelSpec
 from strop.plan.latency import Coefficients, Pass, Placed, layers_latency
-from strop.plan.volumes import AttentionSharding, FfnLayout, MeshShape
+from strop.plan.volumes import FfnLayout
 
 DATA = Path(__file__).parent / "data"
 PROMPT_TOKENS = 2048

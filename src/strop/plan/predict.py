@@ -1,10 +1,11 @@
 """Seconds of an engine's step on this machine: the operations that its code records, each at its measured time."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ _QUERY_ROWS, _SPAN_LEN, _TASKS_PER_THREAD = 12, 256, 4
 """How native/kernels/attention.cpp divides its work."""
 _PAGE_LEN = 32
 
+NO_WORK = Cost("f32", 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -45,13 +48,8 @@ class OpTime:
     seconds: float
     """All times together."""
     binds: Binds
-
-
-class Pace(NamedTuple):
-    """How long work takes now, as a multiple of what it took when the machine was calibrated."""
-
-    compute: float = 1.0
-    memory: float = 1.0
+    cost: Cost = NO_WORK
+    """Of one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +61,6 @@ class StepTime:
     """Seconds, by what they wait for."""
     ops: tuple[OpTime, ...] = ()
     """Of one step."""
-
-    def at(self, pace: Pace) -> "StepTime":
-        """On the machine as it is now."""
-        binding = {
-            name: seconds * (pace.memory if name in ("weights", "cache") else pace.compute)
-            for name, seconds in self.binding.items()
-        }
-        return StepTime(sum(binding.values()), binding, self.ops)
 
     @property
     def binds(self) -> Binds:
@@ -103,13 +93,15 @@ class Predictor:
         """
         profile = self._profile
         num_rows = sum(span.count for span in spans)
+        alike = Counter(spans)
         calls = []
         for call, times in self._calls:
             rows = num_logits if call.num_rows == 1 else num_rows
             if rows:
-                calls.append((replace(call, num_rows=rows), times))
-        coldness = profile.coldness(sum(times * self._bytes_read(call, spans) for call, times in calls))
-        ops = [self._op(call, times, spans, coldness) for call, times in calls]
+                one = replace(call, num_rows=rows)
+                calls.append((one, times, self._cost(one, alike)))
+        coldness = profile.coldness(sum(times * cost.bytes_read for _, times, cost in calls))
+        ops = [self._op(call, times, alike, coldness, cost) for call, times, cost in calls]
         pick_s = profile.greedy_s if greedy else profile.sample_s
         rounds = math.ceil(num_logits / profile.machine.num_threads)
         prompt_tokens = sum(span.count for span in spans if span.count > 1)
@@ -123,23 +115,24 @@ class Predictor:
         """Of two rows, and of one that needs logits."""
         return self._costs.calls(2, 1)
 
-    def _bytes_read(self, call: Any, spans: Sequence[Span]) -> int:
-        slots = 0
+    def _cost(self, call: Any, spans: Counter[Span]) -> Cost:
+        seen = read = 0
         if isinstance(call, AttentionCall):
-            window = call.window_len
-            slots = sum(min(span.start, window or span.start) + span.count for span in spans)
-        return self._costs.cost(call, 0, slots).bytes_read
+            for span, num_alike in spans.items():
+                window = call.window_len or span.start + span.count
+                ends = np.minimum(span.start + 1 + np.arange(span.count), window)
+                seen += num_alike * int(ends.sum())
+                read += num_alike * (min(span.start, window) + span.count)
+        return self._costs.cost(call, seen, read)
 
-    def _op(self, call: Any, times: int, spans: Sequence[Span], coldness: float) -> OpTime:
+    def _op(self, call: Any, times: int, spans: Counter[Span], coldness: float, cost: Cost) -> OpTime:
         profile = self._profile
         if isinstance(call, AttentionCall):
             seconds, binds = self._attention(call, spans, coldness)
         elif isinstance(call, LinearCall):
-            seconds = self._linear(call, coldness)
-            binds = self._product_binds(self._costs.cost(call))
+            seconds, binds = self._linear(call, coldness), self._product_binds(cost)
         elif isinstance(call, ExpertsCall):
-            seconds = self._experts(call, coldness)
-            binds = self._product_binds(self._costs.cost(call))
+            seconds, binds = self._experts(call, coldness), self._product_binds(cost)
         elif isinstance(call, EmbedCall):
             seconds = call.num_rows * call.model_dim * _nearest(profile.embed_s, call.format)
             binds = "compute"
@@ -147,7 +140,7 @@ class Predictor:
             seconds, binds = profile.call_s + call.num_rows * call.model_dim * profile.norm_s, "compute"
         else:
             raise TypeError(f"no times for {call}")
-        return OpTime(call, times, times * seconds, binds)
+        return OpTime(call, times, times * seconds, binds, cost)
 
     def _linear(self, call: LinearCall, coldness: float) -> float:
         rows, outputs = call.num_rows, call.n_len // (2 if call.gated else 1)
@@ -179,14 +172,14 @@ class Predictor:
             seconds += self._profile.prepare_s.growing(rows) * width
         return chosen * (seconds + rows * call.ffn_dim * self._profile.gate_s)
 
-    def _attention(self, call: AttentionCall, spans: Sequence[Span], coldness: float) -> tuple[float, Binds]:
+    def _attention(self, call: AttentionCall, spans: Counter[Span], coldness: float) -> tuple[float, Binds]:
         profile, threads = self._profile, self._profile.machine.num_threads
         pages = profile.attention.get(call.kv_dtype, profile.attention["bf16"])
         group = call.num_heads // call.num_kv_heads
         per_run = max(1, _QUERY_ROWS // group)
         sweep_s = num_runs = num_spans = 0.0
         first_pages = 0
-        for span in spans:
+        for span, num_alike in spans.items():
             ends = np.minimum(span.start + np.arange(per_run, span.count + per_run, per_run), span.start + span.count)
             begins = np.maximum(span.start, ends - per_run)
             seen = begins if call.window_len is None else np.minimum(begins, call.window_len - 1)
@@ -195,12 +188,12 @@ class Predictor:
             swept = [
                 _page_s(pages, call.head_dim, min(_QUERY_ROWS, rows - at), 0.0) for at in range(0, rows, _QUERY_ROWS)
             ]
-            sweep_s += visits.sum() * sum(swept)
+            sweep_s += num_alike * visits.sum() * sum(swept)
             extra = _page_s(pages, call.head_dim, min(_QUERY_ROWS, rows), coldness) - swept[0]
-            sweep_s += visits.max() * max(0.0, extra)
-            first_pages += int(visits.max())
-            num_runs += len(ends)
-            num_spans += np.ceil((ends - begins + seen) / _SPAN_LEN).sum()
+            sweep_s += num_alike * visits.max() * max(0.0, extra)
+            first_pages += num_alike * int(visits.max())
+            num_runs += num_alike * len(ends)
+            num_spans += num_alike * np.ceil((ends - begins + seen) / _SPAN_LEN).sum()
         num_tasks = num_runs * call.num_kv_heads
         if num_tasks < _TASKS_PER_THREAD * threads:
             num_tasks = num_spans * call.num_kv_heads

@@ -8,15 +8,15 @@ from typing import Any
 from strop.core.config import GIB
 from strop.core.errors import CapacityError, RequestError
 from strop.machine.catalog import Machines
+from strop.models.mesh import MeshShape
 from strop.models.spec import ModelSpec
-from strop.plan.candidate import MOST_LOAD, USABLE_MEMORY, Candidate
+from strop.plan.candidate import MOST_LOAD, Candidate
 from strop.plan.choose import SAME_WEIGHTS
 from strop.plan.latency import Coefficients, Pass
 from strop.plan.objective import Objective
 from strop.plan.passes import Network, Partitioned, PassModel
 from strop.plan.space import BATCHES, WEIGHT_DTYPES, divisors, indivisible, meshes, prompt_passes
 from strop.plan.traffic import Traffic
-from strop.plan.volumes import MeshShape
 
 BALANCE = 2.0
 """How many times the fastest's latency the aim `balance` lets a cheaper configuration take."""
@@ -35,6 +35,9 @@ class Wish:
     """None: any."""
     weight_dtypes: tuple[str, ...] = WEIGHT_DTYPES
     price_per_device_hour: float | None = None
+    batches: tuple[int, ...] = BATCHES
+    groups_prompts: bool = True
+    """Whether prompts wait for each other to share a pass. Strop's engine takes what comes: one, or a whole batch."""
 
     @property
     def takes_whole_batches(self) -> bool:
@@ -76,10 +79,10 @@ def search(wish: Wish, models: Iterable[PassModel] | None = None) -> Plan:
         RequestError: a given mesh does not divide the model, no candidate keeps the objective's bounds (with the best
             that can be reached, and what binds it), or the traffic's rate is out of reach.
     """
-    copies = every_copy(wish) if models is None else models
+    copies: list[PassModel] = list(every_copy(wish) if models is None else models)
     candidates = tuple(candidate for model in copies for candidate in _of_model(model, wish))
     if not candidates:
-        raise _too_large(wish)
+        raise _too_large(copies, wish)
     in_bounds = [one for one in candidates if _excess(one, wish.objective) <= 1]
     if not in_bounds:
         raise _out_of_bounds(candidates, wish)
@@ -124,14 +127,14 @@ def every_copy(wish: Wish) -> Iterator[Partitioned]:
 def _of_model(model: PassModel, wish: Wish) -> Iterator[Candidate]:
     """Its batches, each with all ways to take prompts in."""
     traffic = wish.traffic
-    if model.weight_bytes > USABLE_MEMORY * model.device.memory_bytes:
+    if model.weight_bytes > model.usable_bytes:
         return
-    prompts = [(step, count, model.pass_time(step)) for step, count in prompt_passes(traffic, max(BATCHES))]
-    for batch in BATCHES:
+    prompts = [(step, count, model.pass_time(step)) for step, count in prompt_passes(traffic, max(wish.batches))]
+    for batch in wish.batches:
         decode = model.pass_time(Pass(batch, 1, traffic.input_tokens + traffic.output_tokens // 2))
         found = []
         for step, count, time in prompts:
-            if step.batch > batch:
+            if step.batch > batch or not (wish.groups_prompts or step.batch in (1, batch)):
                 continue
             made = Candidate(model, traffic, batch, step, count, time, decode, 1, wish.price_per_device_hour)
             if made.fits and (wish.takes_whole_batches or _flows(made)):
@@ -203,27 +206,28 @@ def _out_of_bounds(candidates: Sequence[Candidate], wish: Wish) -> RequestError:
     )
 
 
-def _too_large(wish: Wish) -> CapacityError:
+def _too_large(copies: Sequence[PassModel], wish: Wish) -> CapacityError:
     device, traffic = wish.machines.device, wish.traffic
-    model = max(every_copy(wish), key=lambda model: (model.num_devices, -model.weight_bytes))
+    model = max(copies, key=lambda model: (model.num_devices, -model.weight_bytes))
     used, dtype = model.num_devices, model.weight_dtype
     given = wish.machines.num_devices if wish.mesh is None else used
     shared = "" if used == given else f" (the model's dimensions are not shared evenly by all {given})"
-    limit = USABLE_MEMORY * device.memory_bytes
+    limit = model.usable_bytes
     needed = 1 << math.ceil(model.weight_bytes * used / limit).bit_length()  # powers of two share dimensions evenly
+    more = f"give {needed} devices or larger ones" if device.max_devices > 1 else "take a machine with more memory"
     smaller = "" if dtype == "int8" else "int8 weights, "
     weights, held = (f"{num_bytes / GIB:,.1f} GiB" for num_bytes in (model.weight_bytes * used, used * limit))
     sequence = f"{model.cache_bytes_per_token['batch'] * traffic.context_len / GIB:.2f} GiB"
     return CapacityError(
         f"the model does not fit: its {dtype} weights take {weights}, a sequence of {traffic.context_len:,} tokens "
-        f"{sequence} more, and {used} of {device.name} hold {held} ({USABLE_MEMORY:.0%} of their memory){shared}: give "
-        f"{needed} devices or larger ones, {smaller}or shorter requests"
+        f"{sequence} more, and {used} of {device.name} hold {held} ({limit / device.memory_bytes:.0%} of their memory)"
+        f"{shared}: {more}, {smaller}or shorter requests"
     )
 
 
 def describe(one: Candidate) -> str:
     """A few words: `64 devices 4x4x4, int8, batch 32`."""
-    mesh = "x".join(map(str, one.model.mesh))
+    mesh = str(one.model.mesh)
     devices = f"{one.num_devices} devices {mesh}" if one.num_devices > 1 else "1 device"
     return f"{devices}, {one.model.weight_dtype}, batch {one.batch}"
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from strop.core.errors import RequestError
 from strop.machine.catalog import Device, Machines
+from strop.models.mesh import MeshShape
 from strop.models.published import with_heads
 from strop.models.spec import ModelSpec
 from strop.plan.latency import Pass
 from strop.plan.traffic import Traffic
-from strop.plan.volumes import AXES, MeshShape
 
 BATCHES = tuple(1 << power for power in range(11))
 LEAST_CHUNK_TOKENS = 64
@@ -51,7 +51,7 @@ def indivisible(spec: ModelSpec, mesh: MeshShape) -> str | None:
         if size % parts:
             would = [divisor for divisor in divisors(size) if divisor <= 2 * parts]
             return (
-                f"mesh {'x'.join(map(str, mesh))}: {' times '.join(axes)} = {parts} does not divide {name}={size}; "
+                f"mesh {mesh}: {' times '.join(axes)} = {parts} does not divide {name}={size}; "
                 f"{', '.join(map(str, would[-6:]))} would"
             )
     return None
@@ -64,13 +64,8 @@ def parse_mesh(text: str, machines: Machines) -> MeshShape:
         RequestError: it is no shape, has more axes than the devices' torus, or as many devices as do not divide those
             that there are.
     """
-    sizes = text.split("x")
-    if not (
-        len(sizes) <= len(AXES) and all(size.isascii() and size.isdecimal() and 0 < len(size) < 7 for size in sizes)
-    ):
-        raise RequestError(f"mesh {text!r:.40} is not a shape: give one to three numbers of devices, such as 8 or 2x4")
-    mesh, device = MeshShape(*map(int, sizes)), machines.device
-    if not mesh.size() or machines.num_devices % mesh.size():
+    mesh, device = MeshShape.parse(text), machines.device
+    if machines.num_devices % mesh.size():
         raise RequestError(
             f"mesh {text}: {mesh.size()} devices do not divide the {machines.num_devices} of {device.name}: take "
             f"{', '.join(map(str, divisors(machines.num_devices)))}"

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, Literal
 
 from strop.machine.catalog import find_machines
+from strop.models.mesh import MeshShape
 from strop.models.published import as_multihead, num_parameters, published_spec, with_heads
 from strop.plan.choose import Phase, choose_layouts
 from strop.plan.latency import Coefficients, Pass, Placed, head_latency, layers_latency
@@ -26,7 +27,7 @@ from strop.plan.points import (
     spec_of,
     split,
 )
-from strop.plan.volumes import MeshShape, ffn_volume, least_volume_layout, model_flops_utilization, switch_tokens
+from strop.plan.volumes import ffn_volume, least_volume_layout, model_flops_utilization, switch_tokens
 
 Unit = Literal["relative", "points", "wrong"]
 

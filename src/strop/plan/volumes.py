@@ -10,34 +10,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from strop.core.errors import RequestError
+from strop.models.mesh import AXES, PLACEMENTS, AttentionSharding, Axis, MeshShape
 
-Axis = Literal["x", "y", "z"]
-AXES: tuple[Axis, ...] = ("x", "y", "z")
 FfnLayout = Literal["ws1d", "ws2d", "wg_x", "wg_xy", "wg_xyz"]
 FFN_LAYOUTS: tuple[FfnLayout, ...] = get_args(FfnLayout)
 """Weight-stationary in one and in two dimensions; weights stored as in two, and gathered over some axes."""
-AttentionSharding = Literal["heads", "batch"]
 
-GATHERED: dict[FfnLayout, tuple[Axis, ...]] = {
-    "ws1d": (),
-    "ws2d": (),
-    "wg_x": ("x",),
-    "wg_xy": ("x", "y"),
-    "wg_xyz": ("x", "y", "z"),
-}
+GATHERED: dict[FfnLayout, tuple[Axis, ...]] = {name: PLACEMENTS[name].rows for name in FFN_LAYOUTS}
 """The axes over which weights are gathered, and sequences sharded."""
-
-
-class MeshShape(NamedTuple):
-    """Devices along each axis. Weights are E_x F_yz: E is split over x, F and the heads over y and z."""
-
-    x: int = 1
-    y: int = 1
-    z: int = 1
-
-    def size(self, axes: tuple[Axis, ...] = AXES) -> int:
-        """Devices of these axes together."""
-        return math.prod(getattr(self, axis) for axis in axes)
 
 
 @dataclass(frozen=True, slots=True)

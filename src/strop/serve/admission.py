@@ -5,6 +5,11 @@ import time
 from collections import deque
 
 from strop.core.errors import OverloadError
+from strop.engine.messages import Expected
+
+QUEUE_S = 60.0
+"""What may wait takes the engine so long, where that is known."""
+UNPLANNED_REQUESTS, UNPLANNED_TOKENS = 128, 131_072
 
 _RATE_WINDOW_S = 60.0
 _LONGEST_WAIT_S = 120.0  # official clients do not obey a longer one
@@ -13,13 +18,24 @@ _LONGEST_WAIT_S = 120.0  # official clients do not obey a longer one
 class Admission:
     """Counts what waits for its first token, in requests and in prompt tokens."""
 
-    def __init__(self, max_requests: int, max_tokens: int) -> None:
+    def __init__(self, max_requests: int = 0, max_tokens: int = 0) -> None:
+        """0: as many as `expect` says, or the UNPLANNED."""
         self.num_requests = 0
         self.num_tokens = 0
         self.num_rejected = 0
-        self._max_requests, self._max_tokens = max_requests, max_tokens
+        self._given = max_requests, max_tokens
+        self.expect(None)
         self._starts: deque[tuple[float, int]] = deque(maxlen=4096)
         """When requests got their first tokens, and how many tokens their prompts had."""
+
+    def expect(self, expected: Expected | None) -> None:
+        """What is not given is a minute's work by this."""
+        requests, tokens = UNPLANNED_REQUESTS, UNPLANNED_TOKENS
+        if expected is not None:
+            requests = math.ceil(QUEUE_S * expected.requests_per_s)
+            tokens = math.ceil(QUEUE_S * expected.prompt_tokens_per_s)
+        self._max_requests = self._given[0] or requests
+        self._max_tokens = self._given[1] or tokens
 
     def enter(self) -> "Ticket":
         """A place in the queue; OverloadError if there is none."""

@@ -230,7 +230,7 @@ class EngineClient:
             commands: zmq.Socket[bytes] = _bound(stack, zmq.Context.instance().socket(zmq.PUSH), orders.commands)
             messages = _bound(stack, zmq.asyncio.Context.instance().socket(zmq.PULL), orders.messages)
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "strop.engine.process", stdin=asyncio.subprocess.PIPE, start_new_session=True
+                sys.executable, "-m", "strop.serve.engine_main", stdin=asyncio.subprocess.PIPE, start_new_session=True
             )
             self.pid = process.pid
             self._heard_s, self._step_age_s, self._commands = time.monotonic(), None, commands

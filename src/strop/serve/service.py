@@ -65,6 +65,7 @@ class Service:
         facts = self.facts
         if self._served is None or self._served[0] is not facts:
             self._served = facts, self._describe(facts)
+            self.admission.expect(facts.expected)
         return self._served[1]
 
     def _describe(self, facts: ModelFacts) -> Served:

@@ -25,10 +25,11 @@ class ServeConfig:
     splits_thoughts: bool = True
     """Whether what a model thinks between <think> tags is given as reasoning_content, and not in its answers' text."""
     max_body_bytes: int = 4 * MIB
-    max_queued_requests: int = 128
-    """Requests that wait for their first token; one more is answered with 429."""
-    max_queued_tokens: int = 131_072
-    """Prompt tokens that these may have in all."""
+    max_queued_requests: int = 0
+    """Requests that wait for their first token; one more is answered with 429. 0: a minute's work, by the machine's
+    plan."""
+    max_queued_tokens: int = 0
+    """Prompt tokens that these may have in all. 0: likewise."""
     request_timeout_s: float = 600.0
     body_timeout_s: float = 30.0
     """For a request's body to arrive."""
