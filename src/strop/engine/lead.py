@@ -89,9 +89,7 @@ def follow(model: str, config: EngineConfig, on_plan: Callable[[MemoryPlan], Non
     Raises:
         EngineDownError: the first process did not come, or was lost.
     """
-    own = EngineConfig(
-        processes=config.processes, memory_bytes=config.memory_bytes, num_threads=config.num_threads
-    )
+    own = EngineConfig(processes=config.processes, memory_bytes=config.memory_bytes, num_threads=config.num_threads)
     loaded, config = load_model(model, own, on_plan)
     assert isinstance(loaded.group, Leader) and loaded.layout is not None, "process 0 leads"
     compiled = CompiledModel(loaded.params, loaded.spec, loaded.layout, may_change_layout=config.layout == "auto")

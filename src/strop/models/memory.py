@@ -183,8 +183,8 @@ def weight_bytes(
 def activation_bytes(
     spec: ModelSpec, config: EngineConfig, platform: Platform, weights: int = 0, part: MeshPart | None = None
 ) -> int:
-    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`; on a mesh of all devices here,
-    with what they gather of the `weights`."""
+    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`; on a mesh, of its devices here,
+    with what they gather of `weights` bytes."""
     num_devices, num_rows, gathered = 1, config.max_step_tokens, 0
     if part is not None:
         num_devices, num_rows = part.num_devices, -(-num_rows // part.mesh.size(part.placement.rows))
