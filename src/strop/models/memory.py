@@ -25,6 +25,9 @@ TOKENIZER_BYTES = 280
 MESH_RUNTIME_BYTES, DEVICE_RUNTIME_BYTES = 85 * MIB, 35 * MIB
 """What a mesh adds: steps that XLA compiles and runs, and each device of this process."""
 
+GATHERS_RUNTIME_BYTES = 300 * MIB
+"""What compiling takes on top where each matrix is gathered."""
+
 XLA_RUNTIME_BYTES = 800 * MIB
 """The same without native kernels: XLA's compiler and the scratch of its matrix products come on top."""
 
@@ -137,18 +140,23 @@ def _row_len(spec: ModelSpec, layer: LayerSpec, platform: Platform) -> int:
     return 4 * spec.model_dim + 2 * max(qkv, 2 * layer.mlp.ffn_dim, num_experts)
 
 
+def _num_gathered(part: MeshPart) -> int:
+    """Devices whose shards of a weight each of them gathers; 1 where all stay."""
+    stored = {*part.placement.embed, *part.placement.ffn}
+    return part.mesh.size(stored & {*part.placement.rows})
+
+
 def _gathered_bytes(spec: ModelSpec, weights: int, part: MeshPart) -> int:
-    """Of the largest layer, weights that a device gathers: as they arrive, and in order."""
-    stored = (*part.placement.embed, *part.placement.ffn)
-    gathered = [axis for axis in stored if axis in part.placement.rows]
-    if part.mesh.size(gathered) == 1:
+    """What a device gathers of the largest layer's weights: as they arrive, and in order."""
+    if _num_gathered(part) == 1:
         return 0
     matrices = {path: math.prod(info.shape) for path, info in inventory(spec).items() if len(info.shape) > 1}
     of_layers = Counter[str]()
     for path, size in matrices.items():
-        of_layers[path.split(".")[1] if path.startswith("layers.") else path] += size
-    largest = max(size for layer, size in of_layers.items() if layer.isdecimal()) / sum(matrices.values())
-    return math.ceil(2 * largest * weights / part.num_devices * part.mesh.size(gathered))
+        if path.startswith("layers."):
+            of_layers[path.split(".")[1]] += size
+    largest = max(of_layers.values()) / sum(matrices.values())
+    return math.ceil(2 * largest * weights / part.num_devices * _num_gathered(part))
 
 
 def weight_bytes(
@@ -173,9 +181,14 @@ def weight_bytes(
     from strop.models.load import packed_runs  # and with it jax
     from strop.models.packing import packed_bytes
 
+    def packed_times(path: str) -> float:
+        """Devices share the pages of what is neither divided nor, as queries, keys and values are, taken apart."""
+        is_whole = part is not None and times(path) == part.num_devices
+        return 1.0 if is_whole and path.rpartition(".")[2] not in ("q", "k", "v") else times(path)
+
     total = 0.0
     for run in packed_runs(reader, spec):
-        num_rows = sum(infos[path].shape[0] * times(path) for path in run.paths)
+        num_rows = sum(infos[path].shape[0] * packed_times(path) for path in run.paths)
         total += packed_bytes(run.format_name, *run.shape) * num_rows / run.shape[0]
     return math.ceil(vectors + total)
 
@@ -183,8 +196,12 @@ def weight_bytes(
 def activation_bytes(
     spec: ModelSpec, config: EngineConfig, platform: Platform, weights: int = 0, part: MeshPart | None = None
 ) -> int:
-    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`; on a mesh, of its devices here,
-    with what they gather of `weights` bytes."""
+    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`.
+
+    Args:
+        part: on a mesh, the devices that are counted,
+        weights: and the bytes that they have of the parameters, of which they may gather more.
+    """
     num_devices, num_rows, gathered = 1, config.max_step_tokens, 0
     if part is not None:
         num_devices, num_rows = part.num_devices, -(-num_rows // part.mesh.size(part.placement.rows))
@@ -204,7 +221,10 @@ def activation_bytes(
 def runtime_bytes(spec: ModelSpec, platform: Platform, part: MeshPart | None = None) -> int:
     """Of a process that serves one model, without weights, cache and activations."""
     runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
-    return runtime + (0 if part is None else MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES)
+    if part is None:
+        return runtime
+    of_gathers = GATHERS_RUNTIME_BYTES if _num_gathered(part) > 1 else 0
+    return runtime + MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES + of_gathers
 
 
 def plan_memory(
