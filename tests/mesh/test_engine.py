@@ -11,6 +11,7 @@ from tiny_llm import tiny_llm
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
 from strop.engine.engine import Engine
+from strop.engine.pack import Packer
 from strop.llm import LLM
 from strop.ops import native
 
@@ -66,3 +67,10 @@ def test_settings_that_cannot_be(model: Path, settings: dict[str, str], error: t
 def test_pooling_is_not_partitioned(model: Path) -> None:
     with pytest.raises(RequestError, match="mesh='1x1' is for models that generate"):
         LLM(str(model), mesh="1x1", runner="pooling")
+
+
+@pytest.mark.parametrize("padding_is_free", [False, True])
+def test_every_step_can_be_shared_by_three_devices(padding_is_free: bool) -> None:
+    packer = Packer(4, 8, 32, 1, padding_is_free=padding_is_free, row_multiple=3)
+    shapes = [packer.shape(num_rows, 1, 32) for num_rows in (1, 64, 200)]
+    assert all(shape.num_rows % 3 == 0 and shape.num_rows >= 1 for shape in shapes)

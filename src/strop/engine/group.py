@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT_S = 5.0
 _FAREWELL_S = 5.0
+_ENDING_S = 1.0
+"""Until the connections of a process that ends are closed, one by one."""
 _MAX_HELLO_BYTES = 1 << 16
 _QUIET_S = 2.0
 """Who waits for longer says for whom."""
@@ -93,14 +95,14 @@ class Followers:
                 except OSError as error:
                     raise self._lose(process_id, error) from None
 
-    def check(self) -> None:
-        """EngineDownError if one of them is no longer there."""
+    def check(self, wait_s: float = 0.0) -> None:
+        """EngineDownError if one of them is no longer there, or ends while it is waited for that."""
         if self._lost is not None:
             raise EngineDownError(self._lost)
         poll = select.poll()
         for descriptor in self.descriptors:
             poll.register(descriptor, select.POLLIN)
-        ended = [descriptor for descriptor, _ in poll.poll(0)]  # they say nothing unasked
+        ended = [descriptor for descriptor, _ in poll.poll(1000 * wait_s)]  # they say nothing unasked
         for process_id, channel in self._channels.items():
             if channel.fileno() in ended:
                 raise self._lose(process_id)
@@ -108,7 +110,7 @@ class Followers:
     def step_failed(self, error: Exception) -> EngineDownError:
         """What to raise when a step could not be made here: the others cannot know how far it got."""
         with suppress(EngineDownError):
-            self.check()
+            self.check(_ENDING_S)
         if self._lost is None:
             self._abandon(f"a step of {self._num_processes} processes failed: {error}; start the others again")
         return EngineDownError(str(self._lost))
