@@ -23,6 +23,7 @@ from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
 
 PROMPT_TOKENS, ANSWER_TOKENS, CONTEXT_LEN = 128, 128, 2048
+STEP_TOKENS, CHUNK_TOKENS = 256, 64
 
 
 def prompt(seed: int) -> list[int]:
@@ -36,6 +37,7 @@ def running_server(model: str, streams: int) -> Iterator[int]:
     """The port of `strop serve`, once it is ready."""
     command = [sys.executable, "-c", "from strop.cli.main import main; main()", "serve", model, "--name", "model"]
     command += ["--port", "0", "--context", str(CONTEXT_LEN), "--max-seqs", str(streams)]
+    command += ["--max-step-tokens", str(STEP_TOKENS), "--max-chunk-tokens", str(CHUNK_TOKENS)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     port = 0
@@ -115,7 +117,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="of times to the first token")
     options = parser.parse_args()
     streams = options.streams
-    engine = Engine.load(options.model, EngineConfig(streams, max_context_len=CONTEXT_LEN))
+    config = EngineConfig(streams, STEP_TOKENS, CHUNK_TOKENS, max_context_len=CONTEXT_LEN)
+    engine = Engine.load(options.model, config)
     with running_server(options.model, streams) as port:
         rates = []
         for i in range(-1, options.rounds):  # the first warms up

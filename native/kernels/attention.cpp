@@ -86,16 +86,18 @@ float alibi_slope(int head, int num_heads) {
 }
 
 // Sums up slots [begin, end), of one span, for up to kQueryRows rows; `after` is the page read after the last one.
+// `fetches`: nobody else sweeps these pages, so that none is in the cache.
 template <class Item>
 void sum_span(const AttentionArgs& args, int seq, int kv_head, RowState* rows, int num_rows, int begin, int end,
-              const uint8_t* after) {
+              const uint8_t* after, bool fetches) {
   for (int i = 0; i < num_rows; ++i) rows[i].span = Sums();
   const int first_slot = begin / kBlockLen * kBlockLen;
   for (int slot = first_slot; slot < end; slot += kBlockLen) {
     const Page<Item> page = page_of<Item>(args, seq, slot, kv_head);
     const uint8_t* next = slot + kBlockLen < end ? page_of<Item>(args, seq, slot + kBlockLen, kv_head).data : after;
     for (int first = 0; first < num_rows; first += kMaxRows)
-      sweep_page(args, rows + first, std::min(kMaxRows, num_rows - first), page, next, slot, slot == first_slot);
+      sweep_page(args, rows + first, std::min(kMaxRows, num_rows - first), page, next, slot, slot == first_slot,
+                 fetches && first + kMaxRows >= num_rows);
   }
 }
 
@@ -195,6 +197,13 @@ class Tasks {
   }
 
   int head_of(int kv_head, int i) const { return kv_head * group_ + i % group_; }
+  // Whether its sequence has no other rows in this call.
+  bool is_alone(const Run& run) const {
+    const int32_t* seqs = args_.seqs;
+    const int before = run.row_begin - 1, after = run.row_end;
+    return (before < 0 || seqs[before] != seqs[run.row_begin]) &&
+           (after >= args_.num_rows || seqs[after] != seqs[run.row_begin]);
+  }
   const float* sink(int kv_head, int i) const { return args_.sinks ? args_.sinks + head_of(kv_head, i) : nullptr; }
 
   // All spans of query rows [first, end), at most kQueryRows, one after the other.
@@ -210,7 +219,8 @@ class Tasks {
     }
     for (int span = 0; span < num_spans; ++span) {
       const uint8_t* next = span + 1 < num_spans ? page_of<Item>(args_, seq, run.span_end(span), kv_head).data : after;
-      sum_span<Item>(args_, seq, kv_head, rows, num_rows, run.span_begin(span), run.span_end(span), next);
+      sum_span<Item>(args_, seq, kv_head, rows, num_rows, run.span_begin(span), run.span_end(span), next,
+                     is_alone(run) && first == 0);
       alignas(64) float wholes[16] = {}, spans[16] = {}, shrinks[16];
       for (int i = 0; i < num_rows; ++i) wholes[i] = whole[i].largest, spans[i] = rows[i].span.largest;
       if (span > 0) store(shrinks, shrink_of(load(wholes), load(spans)));
@@ -230,7 +240,7 @@ class Tasks {
     for (int i = first; i < end; ++i)
       rows[i - first] = row_state(run, at.kv_head, i, part_values_ + (part + i) * args_.head_dim);
     sum_span<Item>(args_, args_.seqs[run.row_begin], at.kv_head, rows, end - first, run.span_begin(at.span),
-               run.span_end(at.span), after);
+               run.span_end(at.span), after, is_alone(run) && first == 0);
     for (int i = first; i < end; ++i) parts_[part + i] = rows[i - first].span;
   }
 

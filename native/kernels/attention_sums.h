@@ -10,7 +10,7 @@ namespace strop::STROP_ISA {
 namespace {
 
 constexpr int kMaxRows = 6;  // rows in one register block: 6 x 4 accumulators of head dimensions
-constexpr int kPrefetchRows = 4;  // a few rows wait for the pages; many find them in the cache already
+constexpr int kAlwaysFetchRows = 4;  // so few rows always wait for the pages
 constexpr float kLog2E = 1.44269504f;  // scores are powers of two in here
 
 // A softmax's sums over some slots; the weighted values [H] lie beside it.
@@ -74,12 +74,12 @@ void divide(const Sums& whole, const float* sink, int head_dim, float* y) {
 // The page that will be read next is fetched a line at a time, as this one is used up.
 void fetch(const uint8_t* line) { _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1); }
 
-template <int kRows>
+template <int kRows, bool kFetch>
 void scores(const RowState* rows, const Page<uint16_t>& page, const uint8_t* next, Floats (*s)[2]) {
   for (int r = 0; r < kRows; ++r) s[r][0] = s[r][1] = zero_floats();
   for (int h = 0; h < page.head_dim; h += 2) {
     const Pairs k0 = load_pairs(page.keys(h)), k1 = load_pairs(page.keys(h) + 32);
-    if constexpr (kRows <= kPrefetchRows) fetch(next + h * 64), fetch(next + h * 64 + 64);
+    if constexpr (kFetch) fetch(next + h * 64), fetch(next + h * 64 + 64);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const Pairs q = broadcast_pair(reinterpret_cast<const uint16_t*>(rows[r].query) + h);
@@ -89,7 +89,7 @@ void scores(const RowState* rows, const Page<uint16_t>& page, const uint8_t* nex
   }
 }
 
-template <int kRows>
+template <int kRows, bool kFetch>
 void scores(const RowState* rows, const Page<int8_t>& page, const uint8_t* next, Floats (*s)[2]) {
   Ints dot[kRows][2];
   const int8_t* codes[kRows];
@@ -100,7 +100,7 @@ void scores(const RowState* rows, const Page<int8_t>& page, const uint8_t* next,
   }
   for (int h = 0; h < page.head_dim; h += 4) {
     const Bytes k0 = load_bytes(page.keys(h)), k1 = load_bytes(page.keys(h) + 64);
-    if constexpr (kRows <= kPrefetchRows) fetch(next + h * 32), fetch(next + h * 32 + 64);
+    if constexpr (kFetch) fetch(next + h * 32), fetch(next + h * 32 + 64);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const Bytes q = broadcast_four(codes[r] + h);
@@ -139,7 +139,7 @@ struct Shares<int8_t> {
 };
 
 // Values of tokens [begin, end) and dimensions [h, h + 16 kVectors), weighted, on top of what the rows have.
-template <int kRows, int kVectors>
+template <int kRows, int kVectors, bool kFetch>
 void add_values(const RowState* rows, const Page<uint16_t>& page, const uint8_t* next, int h, int begin, int end,
                 const Shares<uint16_t>* shares, bool fresh) {
   Floats acc[kRows][kVectors];
@@ -152,7 +152,7 @@ void add_values(const RowState* rows, const Page<uint16_t>& page, const uint8_t*
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       line[v] = load_pairs(page.values(in) + h * 2 + v * 32);
-      if constexpr (kRows <= kPrefetchRows) fetch(next + (size_t(in) * page.head_dim + h * 2 + v * 32) * 2);
+      if constexpr (kFetch) fetch(next + (size_t(in) * page.head_dim + h * 2 + v * 32) * 2);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -167,7 +167,7 @@ void add_values(const RowState* rows, const Page<uint16_t>& page, const uint8_t*
     for (int v = 0; v < kVectors; ++v) store(rows[r].acc + h + v * 16, acc[r][v]);
 }
 
-template <int kRows, int kVectors>
+template <int kRows, int kVectors, bool kFetch>
 void add_values(const RowState* rows, const Page<int8_t>& page, const uint8_t* next, int h, int begin, int end,
                 const Shares<int8_t>* shares, bool fresh) {
   Ints sums[kRows][kVectors];
@@ -180,7 +180,7 @@ void add_values(const RowState* rows, const Page<int8_t>& page, const uint8_t* n
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       line[v] = load_bytes(page.values(in) + h * 4 + v * 64);
-      if constexpr (kRows <= kPrefetchRows) fetch(next + size_t(in) * page.head_dim + h * 4 + v * 64);
+      if constexpr (kFetch) fetch(next + size_t(in) * page.head_dim + h * 4 + v * 64);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -209,18 +209,18 @@ void cap_and_bias(const AttentionArgs& args, const RowState& row, int first_slot
 }
 
 // One page for kRows rows: scores, running maximum, probabilities, values. `fresh`: the first of a span.
-template <int kRows, class Item>
+template <int kRows, bool kFetch, class Item>
 void sweep_page(const AttentionArgs& args, RowState* rows, const Page<Item>& page, const uint8_t* next, int first_slot,
                 bool fresh) {
   const int head_dim = args.head_dim;
   Floats s[kRows][2];
   Shares<Item> shares[kRows];
-  if constexpr (Page<Item>::kQuantised && kRows <= kPrefetchRows)
+  if constexpr (Page<Item>::kQuantised && kFetch)
     for (int line = 0; line < 2; ++line) {  // of scales
       const uint8_t* scales = next + Page<Item>::numbers_bytes(head_dim) + line * 64;
       fetch(scales), fetch(scales + Page<Item>::half_bytes(head_dim));
     }
-  scores<kRows>(rows, page, next, s);
+  scores<kRows, kFetch>(rows, page, next, s);
   int begin = kBlockLen, end = 0;
   for (int r = 0; r < kRows; ++r) {
     RowState& row = rows[r];
@@ -264,21 +264,28 @@ void sweep_page(const AttentionArgs& args, RowState* rows, const Page<Item>& pag
   const uint8_t* next_values = next + Page<Item>::half_bytes(head_dim);
   int h = 0;
   for (; h + 64 <= head_dim; h += 64)
-    add_values<kRows, 4>(rows, page, next_values, h, begin, end, shares, fresh);
+    add_values<kRows, 4, kFetch>(rows, page, next_values, h, begin, end, shares, fresh);
   for (; h < head_dim; h += 16)
-    add_values<kRows, 1>(rows, page, next_values, h, begin, end, shares, fresh);
+    add_values<kRows, 1, kFetch>(rows, page, next_values, h, begin, end, shares, fresh);
+}
+
+template <int kRows, class Item>
+void sweep_page(const AttentionArgs& args, RowState* rows, const Page<Item>& page, const uint8_t* next, int slot,
+                bool fresh, bool fetches) {
+  if (kRows <= kAlwaysFetchRows || fetches) return sweep_page<kRows, true>(args, rows, page, next, slot, fresh);
+  sweep_page<kRows, kRows <= kAlwaysFetchRows>(args, rows, page, next, slot, fresh);
 }
 
 template <class Item>
 void sweep_page(const AttentionArgs& args, RowState* rows, int num_rows, const Page<Item>& page, const uint8_t* next,
-                int slot, bool fresh) {
+                int slot, bool fresh, bool fetches) {
   switch (num_rows) {
-    case 1: return sweep_page<1>(args, rows, page, next, slot, fresh);
-    case 2: return sweep_page<2>(args, rows, page, next, slot, fresh);
-    case 3: return sweep_page<3>(args, rows, page, next, slot, fresh);
-    case 4: return sweep_page<4>(args, rows, page, next, slot, fresh);
-    case 5: return sweep_page<5>(args, rows, page, next, slot, fresh);
-    default: return sweep_page<6>(args, rows, page, next, slot, fresh);
+    case 1: return sweep_page<1>(args, rows, page, next, slot, fresh, fetches);
+    case 2: return sweep_page<2>(args, rows, page, next, slot, fresh, fetches);
+    case 3: return sweep_page<3>(args, rows, page, next, slot, fresh, fetches);
+    case 4: return sweep_page<4>(args, rows, page, next, slot, fresh, fetches);
+    case 5: return sweep_page<5>(args, rows, page, next, slot, fresh, fetches);
+    default: return sweep_page<6>(args, rows, page, next, slot, fresh, fetches);
   }
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from strop.core.errors import StropError
-from strop.machine.cores import count_cores, usable_cores
+from strop.machine.cores import OtherWork, count_cores, usable_cores
 from strop.machine.memory import available_bytes, peak_rss_bytes
 
 MIB = 2**20
@@ -125,3 +125,22 @@ def test_peak_rss(tmp_path):
     assert peak_rss_bytes(write(tmp_path, {"proc/self/status": "VmPeak: 9 kB\nVmHWM:\t   12 kB\n"})) == 12 * 1024
     assert peak_rss_bytes(tmp_path / "nowhere") == 0
     assert peak_rss_bytes() > MIB
+
+
+def test_other_work_is_what_this_process_did_not_do(tmp_path):
+    def stat(*busy: int) -> str:
+        lines = [f"cpu{i} {ticks} 0 0 {1000 - ticks} 0 0 0 0 0 0" for i, ticks in enumerate(busy)]
+        return "cpu  1 2 3 4\n" + "\n".join(lines) + "\nintr 12 13\n"
+
+    write(tmp_path, {"proc/stat": "cpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\n"})
+    both, second = OtherWork({0, 1}, tmp_path), OtherWork({1}, tmp_path)
+    assert both.share() == 0  # no time has passed
+    write(tmp_path, {"proc/stat": stat(900, 300)})
+    assert both.share() == pytest.approx(0.6, abs=0.1)
+    assert second.share() == pytest.approx(0.3, abs=0.1)
+
+
+def test_other_work_is_unknown_where_the_system_does_not_say(tmp_path):
+    assert OtherWork({0}, tmp_path).share() == 0
+    write(tmp_path, {"proc/stat": "cpu0 a b\n"})
+    assert OtherWork({0}, tmp_path).share() == 0

@@ -15,7 +15,8 @@ def test_budgets_are_planned_for_this_machine(smollm2_path: Path, environment: d
         found = ServerProcess(*arguments, environment=environment, log_path=tmp_path / f"log{len(options)}")
         return found
 
-    for options in ((), ("--max-seqs", 3)):  # the second time nothing is measured
+    first_log = ""
+    for options in ((), ("--max-seqs", 3)):  # the second time nothing is measured, if nobody disturbed the first
         with start(*options) as server:
             server.ready()
             words = _PLANNED.search(server.log)
@@ -25,4 +26,6 @@ def test_budgets_are_planned_for_this_machine(smollm2_path: Path, environment: d
             assert 16 <= chunk <= 2048
             body = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
             assert ask(server.url, "/v1/completions", body).status == 200
-            assert not (options and "measured for the first time" in server.log)
+            if "not kept" not in first_log:
+                assert "measuring this machine" not in (server.log if options else "")
+            first_log = first_log or server.log

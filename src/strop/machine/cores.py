@@ -1,7 +1,9 @@
-"""How many threads this process may usefully run: affinity, container quotas, and one per physical core."""
+"""How many threads this process may usefully run: affinity, container quotas, one per physical core; who else runs."""
 
 import os
+import time
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 
 from strop.core.errors import StropError
@@ -23,8 +25,7 @@ def usable_cores() -> int:
                 f"STROP_THREADS={chosen!r} is not a number of threads: set an integer of 1 or more, or unset it"
             )
         return int(chosen)
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    return count_cores(allowed)
+    return count_cores(_allowed())
 
 
 def count_cores(allowed: AbstractSet[int], root: Path = Path("/")) -> int:
@@ -32,6 +33,36 @@ def count_cores(allowed: AbstractSet[int], root: Path = Path("/")) -> int:
     num_cores = len({_core_of(processor, root) for processor in allowed})
     quotas = [quota for quota in (_quota(directory) for directory in limits("cpu", root)) if quota is not None]
     return max(1, min([num_cores, *(int(quota) for quota in quotas)]))
+
+
+class OtherWork:
+    """Who else computes on this process's processors from now on: other processes and, where it shows, other guests."""
+
+    def __init__(self, allowed: AbstractSet[int] | None = None, root: Path = Path("/")) -> None:
+        self._allowed, self._root = _allowed() if allowed is None else allowed, root
+        self._begin, self._own_begin_s = self._read(), time.process_time()
+
+    def share(self) -> float:
+        """Of the processors' time since then, that others took: 0 to 1; 0 where the system does not say."""
+        end, own_s = self._read(), time.process_time() - self._own_begin_s
+        busy, total = end[0] - self._begin[0], end[1] - self._begin[1]
+        return min(1.0, max(0.0, busy - own_s * os.sysconf("SC_CLK_TCK")) / total) if total > 0 else 0.0
+
+    def _read(self) -> tuple[int, int]:
+        """Busy and all ticks of these processors."""
+        busy = total = 0
+        with suppress(OSError, ValueError):
+            for line in (self._root / "proc/stat").read_text().splitlines():
+                name, *fields = line.split()
+                if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in self._allowed:
+                    ticks = [int(field) for field in fields[:8]]  # what follows is counted in these
+                    busy += sum(ticks) - sum(ticks[3:5])  # idle, and waiting for a disk
+                    total += sum(ticks)
+        return busy, total
+
+
+def _allowed() -> AbstractSet[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _core_of(processor: int, root: Path) -> tuple[str, str]:

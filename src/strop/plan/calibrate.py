@@ -19,7 +19,7 @@ import numpy as np
 from strop.core.config import KvDtype
 from strop.core.errors import UnsupportedError
 from strop.formats.pack_cache import cache_directory
-from strop.machine.cores import usable_cores
+from strop.machine.cores import OtherWork, usable_cores
 from strop.machine.probe import read_bandwidth_bytes_per_s
 from strop.machine.profile import (
     VERSION,
@@ -54,6 +54,8 @@ _BLOCK_LEN = 32
 _MAX_ROWS = 512
 _PREPARED_DIM = 2048
 """Width of the rows whose preparation is measured."""
+MOST_OTHER_WORK = 0.1
+"""Of the processors' time, while they are measured."""
 _LONG_RUN_S = 4e-3
 """Longer runs are made shorter, as rounds matter more."""
 
@@ -144,7 +146,9 @@ def calibrate(library: ctypes.CDLL, machine: Machine, extent: Extent = FULL) -> 
 
 
 def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProfile:
-    """This machine's stored profile; without one, a coarse one that takes some five seconds, and is stored, too.
+    """This machine's stored profile; without one, a coarse one that takes some five seconds.
+
+    That is stored, too, unless other work took part of the processors meanwhile.
 
     Args:
         num_threads: 0 means the usable cores.
@@ -163,19 +167,23 @@ def machine_profile(num_threads: int = 0, *, fresh: bool = False) -> MachineProf
     machine = this_machine(native.isa() or "", num_threads, path)
     directory = cache_directory()
     native.set_num_threads(num_threads)
-    if fresh:
-        profile = calibrate(library, machine)
-        log.info("stored %s", write_profile(directory, profile))
-        return profile
-    stored = read_profile(directory, machine)
+    stored = None if fresh else read_profile(directory, machine)
     if stored is not None:
         return stored
-    log.warning(
-        "this machine is measured for the first time, some seconds long; `strop plan --calibrate` does it better"
-    )
-    profile = calibrate(library, machine, COARSE)
-    with suppress(OSError):  # it is measured again next time
+    if not fresh:
+        log.warning("measuring this machine for some seconds, once; `strop plan --calibrate` does it better")
+    others = OtherWork()
+    profile = calibrate(library, machine, FULL if fresh else COARSE)
+    if (share := others.share()) > MOST_OTHER_WORK:
+        kept = "kept all the same" if fresh else "not kept"
+        log.warning(
+            "other work took %.0f %% of the processors: what was measured is too slow, and %s", 100 * share, kept
+        )
+    if fresh:
         write_profile(directory, profile)
+    elif share <= MOST_OTHER_WORK:
+        with suppress(OSError):  # it is measured again next time
+            write_profile(directory, profile)
     return profile
 
 

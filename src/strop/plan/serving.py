@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEAN_ITL_S = 0.2
 """Nobody reads five tokens a second: more sequences at once are taken as long as each gets so many."""
+ENOUGH_THROUGHPUT = 0.95
+"""Of the most: more sequences at once let fewer wait."""
 LONGEST_STEP_S = 0.25
 """Of prompts alone: what comes meanwhile waits so long before it is looked at."""
 LEAST_CHUNK_TOKENS = 16
@@ -78,8 +80,8 @@ def settle(model: str, config: EngineConfig, runner: Runner) -> tuple[EngineConf
 def budgets_of(model: Local, spec: ModelSpec, machines: Machines, config: EngineConfig) -> Budgets:
     """By predicted times, for requests of the usual lengths.
 
-    As many sequences at once as bring more tokens per second, while each gets its next after MEAN_ITL_S, or twice what
-    a single one needs; chunks of prompts that take no longer than a step of all answers; and steps of prompts alone
+    As many sequences at once as cost no throughput, while each gets its next token after MEAN_ITL_S, or twice what a
+    single one needs; chunks of prompts that take no longer than a step of all answers; and steps of prompts alone
     that take LONGEST_STEP_S. Raises CapacityError if the model does not fit.
     """
     traffic = traffic_for(spec, None)
@@ -91,7 +93,10 @@ def budgets_of(model: Local, spec: ModelSpec, machines: Machines, config: Engine
     batches = (config.max_num_seqs,) if config.max_num_seqs else BATCHES
     objective = Objective(bounds_s, "throughput")
     wish = Wish(spec, machines, traffic, objective, batches=batches, groups_prompts=False)
-    chosen = search(wish, [model]).chosen
+    plan = search(wish, [model])
+    able = [one for one in plan.candidates if all(one.latency_s(name) <= s for name, s in bounds_s.items())]
+    enough = ENOUGH_THROUGHPUT * plan.chosen.requests_per_s
+    chosen = max((one for one in able if one.requests_per_s >= enough), key=lambda one: (one.batch, one.requests_per_s))
     return _budgets(model, chosen, traffic, seen)
 
 
