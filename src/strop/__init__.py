@@ -17,6 +17,7 @@ _PUBLIC = {
     "RequestOutput": "strop.core.request",
     "EmbeddingRequestOutput": "strop.core.request",
     "EngineConfig": "strop.core.config",
+    "Processes": "strop.core.config",
     "StropError": "strop.core.errors",
 }
 

@@ -1,6 +1,7 @@
 """Greedy answers of a model on this process's devices, one line of JSON for each MESH/LAYOUT of the arguments.
 
 python run_engine.py MODEL MESH/LAYOUT ...      ("1/auto" is one device, without a mesh)
+python run_engine.py MODEL MESH/LAYOUT HOST:PORT PROCESS_ID      (one of two processes; the first prints)
 """
 
 import json
@@ -8,17 +9,23 @@ import sys
 
 import numpy as np
 
-from strop.core.config import EngineConfig
+from strop.core.config import EngineConfig, Processes
 from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
+from strop.engine.lead import follow
 
 PROMPT_LENS = (3, 17, 6, 30)
 NUM_TOKENS = 6
 
 
-def answers(model: str, mesh: str, layout: str) -> dict[str, list[int]]:
+def answers(model: str, mesh: str, layout: str, processes: Processes | None = None) -> dict[str, list[int]]:
     config = EngineConfig(
-        max_num_seqs=4, max_step_tokens=16, max_context_len=64, mesh="" if mesh == "1" else mesh, layout=layout
+        max_num_seqs=4,
+        max_step_tokens=16,
+        max_context_len=64,
+        mesh="" if mesh == "1" else mesh,
+        layout=layout,
+        processes=processes,
     )
     engine = Engine.load(model, config)
     rng = np.random.default_rng(0)
@@ -35,6 +42,18 @@ def answers(model: str, mesh: str, layout: str) -> dict[str, list[int]]:
     return found
 
 
+def main(model: str, *arguments: str) -> None:
+    if len(arguments) == 3 and arguments[2].isdecimal():
+        case, coordinator, process_id = arguments
+        processes = Processes(coordinator, 2, int(process_id))
+        if processes.process_id:
+            follow(model, EngineConfig(processes=processes))
+        else:
+            print(json.dumps(answers(model, *case.split("/"), processes)), flush=True)  # type: ignore[arg-type]
+        return
+    for case in arguments:
+        print(json.dumps(answers(model, *case.split("/"))), flush=True)
+
+
 if __name__ == "__main__":
-    for case in sys.argv[2:]:
-        print(json.dumps(answers(sys.argv[1], *case.split("/"))), flush=True)
+    main(*sys.argv[1:])

@@ -5,18 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny_llm import tiny_llm
 
 from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, UnsupportedError
 from strop.engine.engine import Engine
+from strop.engine.pack import Packer
 from strop.llm import LLM
-from strop.models.mesh import MeshShape
-from strop.models.packed_sharding import by_shard
 from strop.ops import native
-from strop.ops.weights import Weight
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("platform", "cases"),
-    [("xla", ["2x2/auto", "4/ws1d", "2x2/wg_x"]), ("native", ["2/ws1d", "2x2/ws2d", "1x2/auto", "2/dp"])],
+    [
+        ("xla", ["2x2/auto", "4/ws1d", "2x2/wg_x"]),
+        ("native", ["2/ws1d", "2x2/ws2d", "1x2/auto", "2/dp", "2x2/wg_x", "2x1x2/wg_xy", "2x2/wg_xyz"]),
+    ],
 )
 def test_answers_on_a_mesh_are_those_of_one_device(
     platform: str, cases: list[str], model: Path, environment: dict[str, str]
@@ -50,15 +50,6 @@ def test_answers_on_a_mesh_are_those_of_one_device(
         assert answers == one, case
 
 
-def test_weights_whose_groups_would_break_are_refused(model: Path) -> None:
-    if not native.register():
-        pytest.skip("needs the native library")
-    with pytest.raises(UnsupportedError, match="64 columns, packed 32 together, do not divide over 4 devices"):
-        by_shard("o", Weight(np.zeros((1, 4 * 1280), np.uint8), "q4", (64, 64)), (), ("x",), MeshShape(4))
-    with pytest.raises(RequestError, match="layout='wg_x' gathers weights, which the native kernels"):
-        Engine.load(str(model), EngineConfig(mesh="2", layout="wg_x", block_len=32))
-
-
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -76,3 +67,10 @@ def test_settings_that_cannot_be(model: Path, settings: dict[str, str], error: t
 def test_pooling_is_not_partitioned(model: Path) -> None:
     with pytest.raises(RequestError, match="mesh='1x1' is for models that generate"):
         LLM(str(model), mesh="1x1", runner="pooling")
+
+
+@pytest.mark.parametrize("padding_is_free", [False, True])
+def test_every_step_can_be_shared_by_three_devices(padding_is_free: bool) -> None:
+    packer = Packer(4, 8, 32, 1, padding_is_free=padding_is_free, row_multiple=3)
+    shapes = [packer.shape(num_rows, 1, 32) for num_rows in (1, 64, 200)]
+    assert all(shape.num_rows % 3 == 0 and shape.num_rows >= 1 for shape in shapes)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from strop.core.config import GIB, EngineConfig
+from strop.core.config import GIB, EngineConfig, Processes
 from strop.core.errors import RequestError
 from strop.core.request import SamplingParams
 
@@ -67,6 +67,23 @@ def engine_options() -> Callable[[Function], Function]:
         click.option("--mesh", default="", help="Devices to partition the model over, such as 8 or 2x4."),
         click.option(
             "--layout", default="auto", help="How: ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as sends least."
+        ),
+    )
+
+
+def process_options() -> Callable[[Function], Function]:
+    """Which processes make up the engine, where there are several. All are started alike but for --process-id."""
+    return _all_of(
+        click.option(
+            "--coordinator", default="", help="HOST:PORT of the first of several processes that share --mesh."
+        ),
+        click.option("--num-processes", default=1, help="How many there are."),
+        click.option("--process-id", default=0, help="Which one this is: 0 is the first, and answers."),
+        click.option(
+            "--join-timeout",
+            default=120.0,
+            type=click.FloatRange(0, min_open=True),
+            help="Seconds that they wait for each other at the start.",
         ),
     )
 
@@ -137,7 +154,21 @@ def engine_config(settings: Mapping[str, Any], max_num_seqs: int = 1) -> EngineC
         num_threads=settings["threads"],
         mesh=settings["mesh"],
         layout=settings["layout"],
+        processes=_processes(settings),
     )
+
+
+def _processes(settings: Mapping[str, Any]) -> Processes | None:
+    """From the values of `process_options`, if the verb has them."""
+    coordinator, num_processes = settings.get("coordinator", ""), settings.get("num_processes", 1)
+    if coordinator:
+        return Processes(coordinator, num_processes, settings["process_id"], settings["join_timeout"])
+    if num_processes != 1 or settings.get("process_id", 0) != 0:
+        raise RequestError(
+            f"num_processes={num_processes} must know where to meet: give coordinator=HOST:PORT, an address of the"
+            " machine of the process with process_id=0"
+        )
+    return None
 
 
 def read_template_file(path: Path | None) -> str | None:

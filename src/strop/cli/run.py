@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from strop.cli.answer import Answer, interrupts
+from strop.cli.follow import follow, keep_standard_output
 from strop.cli.options import (
     engine_config,
     engine_options,
     plan_option,
+    process_options,
     read_template_file,
     sampling_options,
     sampling_params,
@@ -32,6 +34,7 @@ _START = time.perf_counter()
 @template_options()
 @plan_option()
 @engine_options()
+@process_options()
 @click.option("--json", "json_line", is_flag=True, help="End with one JSON line instead of a summary.")
 def command(
     model: str,
@@ -55,6 +58,11 @@ def command(
         raise RequestError("--raw takes the prompt as it is: drop --system and --template, or --raw")
     if not text:
         raise RequestError("the prompt is empty: give some text, or '-' to read standard input")
+    if config.processes is not None:
+        keep_standard_output()
+        if config.processes.process_id > 0:
+            follow(model, config)
+            return
     with start_up():
         from strop.engine.loading import load_model
         from strop.engine.text import prepare_prompt

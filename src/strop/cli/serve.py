@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from strop.cli.options import engine_config, engine_options, plan_option, read_template_file
+from strop.cli.follow import follow
+from strop.cli.options import engine_config, engine_options, plan_option, process_options, read_template_file
 from strop.cli.verb import start_up
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ _START = time.perf_counter()
 )
 @plan_option()
 @engine_options()
+@process_options()
 def command(
     model: str,
     names: tuple[str, ...],
@@ -82,6 +84,9 @@ def command(
         max_step_tokens=max_step_tokens or 0,
         max_chunk_tokens=max_chunk_tokens or 0,
     )
+    if config.processes is not None and config.processes.process_id > 0:
+        follow(model, config)
+        return
     with start_up():
         from strop.engine.loading import load_text_side
         from strop.serve.logs import set_up_logs

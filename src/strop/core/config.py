@@ -11,6 +11,19 @@ MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Processes:
+    """Several processes that together run one engine, each on devices of its own (strop.engine.group)."""
+
+    coordinator: str
+    """HOST:PORT at which the first process waits for the others. Whoever reaches it is trusted."""
+    num_processes: int
+    process_id: int
+    """0 is the first, which takes the requests; the others do what it says."""
+    join_timeout_s: float = 120.0
+    """How long they wait for each other at the start."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Limits and sizes of one engine. A plan emits it, `serve` and `run` take it."""
 
@@ -40,5 +53,7 @@ class EngineConfig:
     layout: str = "auto"
     """How the model is partitioned over them (strop.models.mesh): ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as least
     is sent, on XLA in each step anew."""
+    processes: Processes | None = None
+    """The processes whose devices make up `mesh`; None: this one alone."""
     prefix_cache: bool = True
     """Whether finished blocks are kept and shared by sequences with the same prefix."""

@@ -13,11 +13,11 @@ from strop.core.config import EngineConfig
 from strop.core.errors import RequestError, StropError
 from strop.core.request import Request, TokenEvent, TokenLogprob
 from strop.engine.blocks import BlockPool
+from strop.engine.lead import compiled_model
 from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full, scoring_row
 from strop.engine.scheduler import Scheduler
-from strop.engine.step import CompiledModel, copy_block
 from strop.engine.step_plan import StepPlan, StepRow
 from strop.formats.tokenizer import Tokenizer
 from strop.models.cache import cache_groups, num_pool_blocks
@@ -64,8 +64,7 @@ class Engine:
         self.memory: MemoryPlan = model.memory
         self.config = config
         self.layout = model.layout or Single(model.platform, config.block_len, config.kv_dtype)
-        may_change = config.layout == "auto"
-        self._compiled = CompiledModel(model.params, model.spec, self.layout, may_change_layout=may_change)
+        self._compiled = compiled_model(model, self.layout, config)
         self._groups = cache_groups(model.spec)
         self._num_blocks = [num_pool_blocks(config, group.window_len) for group in self._groups]
         self.scheduler = Scheduler(config, self._new_pools(), self.tokenizer.eos_ids)
@@ -192,10 +191,8 @@ class Engine:
                 )
 
     def _copy_blocks(self, plan: StepPlan) -> None:
-        for group, source, destination in plan.copies:
-            caches = list(self._caches)
-            caches[group] = copy_block(caches[group], source, destination, platform=self.layout.platform)
-            self._caches = tuple(caches)
+        for copy in plan.copies:
+            self._caches = self._compiled.copy_block(self._caches, *copy)
 
     def _run(
         self, plan: StepPlan, shape: StepShape, ints: np.ndarray, wanted: list[Wanted], rows: list[SampleRow]

@@ -37,11 +37,6 @@ def choose_layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> 
         if config.layout != "auto":
             raise RequestError(f"layout={config.layout!r} needs a mesh of devices: give one too, such as mesh='2x4'")
         return Single(platform, config.block_len, config.kv_dtype)
-    if platform == "native" and config.layout.startswith("wg"):
-        raise RequestError(
-            f"layout={config.layout!r} gathers weights, which the native kernels' packed ones are not made for: choose"
-            " from auto, ws1d, ws2d, dp, or set STROP_NATIVE=0"
-        )
     mesh = MeshShape.parse(config.mesh)
     make_mesh(mesh)  # raises if there are too few devices
     names = ("ws1d", "ws2d") if config.layout == "auto" else (config.layout,)

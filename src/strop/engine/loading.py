@@ -21,7 +21,7 @@ from strop.formats.tokenizer import Tokenizer, tokenizer_from_folder
 from strop.machine.cores import usable_cores
 from strop.machine.memory import available_bytes
 from strop.models.memory import MemoryPlan, plan_memory
-from strop.models.mesh import with_kv_heads_of_devices
+from strop.models.mesh import MeshPart
 from strop.models.reader import ParameterReader, load_spec
 from strop.models.spec import ModelSpec
 from strop.ops import native
@@ -29,6 +29,7 @@ from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
 
 if TYPE_CHECKING:  # jax is imported while the chat template's helper starts
+    from strop.engine.group import Followers, Leader
     from strop.models.parameters import Parameters
     from strop.models.partition import Partition
 
@@ -67,6 +68,8 @@ class LoadedModel:
     """How texts become vectors; None: the model is to generate."""
     layout: "Partition | None" = None
     """Where it is on several devices: as its parameters are sharded."""
+    group: "Followers | Leader | None" = None
+    """The other processes whose devices it is on."""
 
 
 def load_model(
@@ -101,6 +104,14 @@ def load_model(
     config = resolve(config, spec)
     if pooling is not None:
         config = _for_pooling(config, spec)
+        if config.mesh or config.processes:
+            raise RequestError(f"mesh={config.mesh!r} is for models that generate: to pool, leave it out")
+
+    group: Followers | Leader | None = None
+    if config.processes is not None:
+        from strop.engine.group import join
+
+        group, config = join(config, config.processes)
 
     keep_compiled_steps()
     platform, reason = choose_platform(spec, config)
@@ -110,9 +121,12 @@ def load_model(
             "7 times the memory of 4-bit weights and is several times slower",
             reason,
         )
-    layout = _layout(spec, config, platform, pooling)
-    stored = spec if layout is None else with_kv_heads_of_devices(spec, layout.mesh)
-    memory = plan_memory_here(reader, stored, config, platform)
+    layout = _layout(spec, config, platform)
+    part = None
+    if layout is not None:
+        num_processes = 1 if config.processes is None else config.processes.num_processes
+        part = MeshPart(layout.placement, layout.mesh, layout.mesh.size() // num_processes)
+    memory = plan_memory_here(reader, spec, config, platform, part)
     if on_plan is not None:
         on_plan(memory)
     config = replace(config, num_blocks=memory.num_blocks, memory_bytes=memory.limit_bytes)
@@ -120,20 +134,26 @@ def load_model(
 
     from strop.models.load import load
 
-    params = load(reader, spec, platform, num_positions=config.max_context_len, source_hash=checkpoint.source_hash)
+    sharder = None
     if layout is not None:
-        from strop.models.sharding import make_mesh, shard
+        from strop.models.sharding import Sharder, make_mesh
 
-        params = shard(params, spec, layout, make_mesh(layout.mesh))
-    return LoadedModel(spec, params, tokenizer, memory, platform, pooling, layout), config
+        sharder = Sharder(spec, layout, make_mesh(layout.mesh))
+    source_hash, num_positions = checkpoint.source_hash, config.max_context_len
+    params = load(reader, spec, platform, num_positions=num_positions, source_hash=source_hash, sharder=sharder)
+    if group is not None:
+        from strop.engine.channel import Ready
+
+        num_blocks = group.agree(Ready(platform, checkpoint.source_hash(), config.num_blocks))
+        config = replace(config, num_blocks=num_blocks)
+        memory = plan_memory_here(reader, spec, config, platform, part)
+    return LoadedModel(spec, params, tokenizer, memory, platform, pooling, layout, group), config
 
 
-def _layout(spec: ModelSpec, config: EngineConfig, platform: Platform, pooling: Pooling | None) -> "Partition | None":
+def _layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> "Partition | None":
     """How the model is to be partitioned; None for one device."""
     if not config.mesh and config.layout == "auto":
         return None
-    if pooling is not None:
-        raise RequestError(f"mesh={config.mesh!r} is for models that generate: to pool, leave it out")
     from strop.engine.layouts import choose_layout
     from strop.models.partition import Partition
 
@@ -190,12 +210,20 @@ def choose_platform(spec: ModelSpec, config: EngineConfig) -> tuple[Platform, st
     return ("native" if reason is None else "xla"), reason
 
 
-def plan_memory_here(reader: ParameterReader, spec: ModelSpec, config: EngineConfig, platform: Platform) -> MemoryPlan:
+def plan_memory_here(
+    reader: ParameterReader,
+    spec: ModelSpec,
+    config: EngineConfig,
+    platform: Platform,
+    part: MeshPart | None = None,
+) -> MemoryPlan:
     """`plan_memory` with what this machine has. `config` must be resolved. Raises CapacityError."""
     import jax
 
     item_bytes = 4 if jax.default_backend() == "cpu" else 2
-    return plan_memory(reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes)
+    return plan_memory(
+        reader, spec, config, platform, available_bytes=available_bytes(), dense_item_bytes=item_bytes, part=part
+    )
 
 
 def no_kernels(spec: ModelSpec, config: EngineConfig) -> str | None:

@@ -107,7 +107,8 @@ class Packer:
         """The bucket for so many token rows and sequences, the longest of which has `longest` tokens."""
         num_groups, _, max_table_len = self._tables.shape
         if self._padding_is_free:
-            return StepShape(bucket(num_rows, 8, 64), bucket(num_seqs, 8), max_table_len, num_groups)
+            rows = bucket(num_rows, 8, 64)
+            return StepShape(rows + -rows % self._row_multiple, bucket(num_seqs, 8), max_table_len, num_groups)
         table_len = bucket(-(-longest // self._block_len), 2)
         return StepShape(
             bucket(num_rows, 4, self._row_multiple), bucket(num_seqs, 4), min(table_len, max_table_len), num_groups

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from strop.core.config import EngineConfig
-from strop.core.errors import RequestError, StropError
+from strop.core.errors import EngineDownError, RequestError, StropError
 from strop.core.request import EmbeddingRequestOutput
 from strop.engine.loading import Runner, load_model
 from strop.engine.messages import (
@@ -43,11 +43,13 @@ from strop.ops import native
 if TYPE_CHECKING:
     from strop.engine.embedder import Embedder
     from strop.engine.engine import Engine
+    from strop.engine.group import Followers
     from strop.engine.limit import StepLimit
 
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.05
+_LAST_WORDS_S = 5.0
 
 Settle = Callable[[str, EngineConfig, Runner], tuple[EngineConfig, Expected | None]]
 """Gives numbers to the budgets of a config that are 0."""
@@ -77,7 +79,7 @@ def main(settle: Settle = lambda model, config, runner: (config, None)) -> None:
     )
     pulse = _connected(context, zmq.PUSH, orders.messages)
     threading.Thread(target=_beat, args=(pulse, server), name="strop-pulse", daemon=True).start()
-    threading.Thread(target=_end_with_input, name="strop-parent", daemon=True).start()
+    threading.Thread(target=_end_with_input, args=(server,), name="strop-parent", daemon=True).start()
     server.run(orders.model, orders.config, orders.runner, settle)
 
 
@@ -90,16 +92,19 @@ class EngineServer:
         self._commands = commands
         self._messages = messages
         self._limit: StepLimit | None = None
+        self._followers: Followers | None = None
 
     def run(self, model: str, config: EngineConfig, runner: Runner, settle: Settle) -> None:
-        """Loads, then serves for ever; returns only if the model cannot be loaded."""
+        """Loads, then serves; returns only if the model cannot be loaded, or another process of it was lost."""
         from strop.engine.embedder import Embedder
         from strop.engine.engine import Engine
+        from strop.engine.group import Followers
         from strop.engine.limit import step_limit
 
         try:
             config, expected = settle(model, config, runner)
             loaded, config = load_model(model, config, runner=runner)
+            self._followers = loaded.group if isinstance(loaded.group, Followers) else None
             engine = Engine(loaded, config) if loaded.pooling is None else Embedder(loaded, config)
             self._limit = step_limit(engine) if isinstance(engine, Engine) else None
         except Exception as error:
@@ -108,10 +113,19 @@ class EngineServer:
             self._send(failed(error))
             return
         self._send(Loaded(_facts(engine, expected)))
-        if isinstance(engine, Engine):
-            self._write(engine)
-        else:
+        if not isinstance(engine, Engine):
             self._pool(engine)
+            return
+        try:
+            self._write(engine)
+        except EngineDownError as error:
+            self._send(failed(error))
+            time.sleep(_LAST_WORDS_S)  # the front end ends this process when it has read that
+
+    def end(self) -> None:
+        """Ends the other processes of the engine."""
+        if self._followers is not None:
+            self._followers.close()
 
     def _write(self, engine: "Engine") -> None:
         was_idle = True
@@ -120,9 +134,20 @@ class EngineServer:
                 if not engine.has_unfinished and not was_idle:
                     was_idle = True
                     self._send(Stepped([], _stats(engine, 0.0)))
-                self._obey(engine, decode_command(self._commands.recv()))
+                self._obey(engine, self._next_command())
             was_idle = False
             self._step(engine)
+
+    def _next_command(self) -> Command:
+        """Waits for it. EngineDownError if another process is lost in the meantime."""
+        if self._followers is not None:
+            poller = zmq.Poller()
+            for descriptor in self._followers.descriptors:
+                poller.register(descriptor, zmq.POLLIN)
+            poller.register(self._commands, zmq.POLLIN)
+            poller.poll()
+            self._followers.check()
+        return decode_command(self._commands.recv())
 
     def _obey(self, engine: "Engine", command: Command) -> None:
         match command:
@@ -141,6 +166,8 @@ class EngineServer:
         self.step_began_s = began_s = time.monotonic()
         try:
             events = engine.step()
+        except EngineDownError:
+            raise
         except StropError as error:  # the engine gave up on all it had: their callers must hear of it
             request_ids = engine.scheduler.request_ids
             log.exception("the engine gave up on %d requests", len(request_ids))
@@ -261,10 +288,11 @@ def _beat(messages: "zmq.Socket[bytes]", server: EngineServer) -> None:
         time.sleep(HEARTBEAT_S)
 
 
-def _end_with_input() -> None:
+def _end_with_input(server: EngineServer) -> None:
     """The front end keeps standard input open as long as it lives."""
     while sys.stdin.buffer.read(4096):
         pass
+    server.end()
     os._exit(0)
 
 

@@ -122,6 +122,11 @@ class CompiledModel:
         (logits,), caches = self._call(("logits", shape), score, caches, ints)
         return logits, caches
 
+    def copy_block(self, caches: Caches, group: int, source: int, destination: int) -> Caches:
+        """The caches, donated in, with one block of a group copied over another."""
+        cache = _copied(caches[group], source, destination, self._layout.platform)
+        return *caches[:group], cache, *caches[group + 1 :]
+
     def hidden(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
         """Hidden states of every row after the final norm float32 [T, D], and the caches.
 
@@ -175,8 +180,8 @@ class CompiledModel:
         return lambda *args: tuple(chain(*sharded(*args)))
 
 
-def copy_block(cache: jax.Array, source: int, destination: int, *, platform: Platform) -> jax.Array:
-    """The cache, donated in, with one block copied over another."""
+def _copied(cache: jax.Array, source: int, destination: int, platform: Platform) -> jax.Array:
+    """The cache with one block copied over another."""
     axis = block_axis(platform)
     if platform != "native":
         return _copy_block(cache, source, destination, axis=axis)

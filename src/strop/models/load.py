@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,27 +33,46 @@ from strop.models.stacks import (
 from strop.ops.dispatch import Platform
 from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight, join_parts
 
+if TYPE_CHECKING:
+    from strop.models.sharding import Sharder
+
 log = logging.getLogger(__name__)
+
+Place = Callable[[str, str, int, AnyWeight], Mapping[str, AnyWeight]]
+"""(name, role, a layer that uses it, stack) -> the stacks that it becomes where it is to be. See Sharder.place."""
 
 LAYOUT_VERSION = 3
 """Raise when native/kernels/linear.h changes a tile, so that old cache files are ignored."""
 
 
 def load(
-    reader: ParameterReader, spec: ModelSpec, platform: Platform, *, num_positions: int, source_hash: Callable[[], str]
+    reader: ParameterReader,
+    spec: ModelSpec,
+    platform: Platform,
+    *,
+    num_positions: int,
+    source_hash: Callable[[], str],
+    sharder: "Sharder | None" = None,
 ) -> Parameters:
-    """Parameters on the default device.
+    """Parameters on the default device, or on a mesh.
 
     Args:
         num_positions: rotary tables reach this far.
         source_hash: names the content, for the pack cache; called only when packing.
+        sharder: puts them on the mesh.
     """
+    place = _as_is if sharder is None else sharder.place
     if platform == "native":
-        weights, vectors, layers = _load_packed(reader, spec, source_hash())
+        weights, vectors, layers = _load_packed(reader, spec, source_hash(), place)
     else:
-        weights, vectors, layers = _load_dense(reader, spec)
+        weights, vectors, layers = _load_dense(reader, spec, place)
     ropes = tuple(tuple(map(jnp.asarray, rope_tables(rope, num_positions))) for rope in distinct_ropes(spec))
-    return Parameters(weights, vectors, ropes, layers)  # type: ignore[arg-type]
+    params = Parameters(weights, vectors, ropes, layers)  # type: ignore[arg-type]
+    return params if sharder is None else sharder.finish(params)
+
+
+def _as_is(name: str, role: str, layer: int, weight: AnyWeight) -> dict[str, AnyWeight]:
+    return {name: weight}
 
 
 def rope_tables(rope: Rope, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +87,7 @@ def rope_tables(rope: Rope, num_positions: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _load_dense(
-    reader: ParameterReader, spec: ModelSpec
+    reader: ParameterReader, spec: ModelSpec, place: Place
 ) -> tuple[dict[str, AnyWeight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
     # float32 is exact; an accelerator multiplies in bf16 and has the memory of one.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -84,10 +103,11 @@ def _load_dense(
     weights: dict[str, AnyWeight] = {}
     for name, members in stacks.items():
         matrices = np.stack([join(matrix) for matrix in members])
-        weights[name] = Weight(jnp.asarray(matrices, dtype), "dense", matrices.shape[1:])
+        weight = Weight(jnp.asarray(matrices, dtype), "dense", matrices.shape[1:])
+        weights |= place(name, members[0].role, members[0].layer, weight)
     for name in tables(spec):
         matrix = dense(reader.read(name))
-        weights[name] = Weight(jnp.asarray(matrix, dtype)[None], "dense", matrix.shape)
+        weights |= place(name, name, 0, Weight(jnp.asarray(matrix, dtype)[None], "dense", matrix.shape))
     return (
         weights,
         {
@@ -99,25 +119,27 @@ def _load_dense(
 
 
 def _load_packed(
-    reader: ParameterReader, spec: ModelSpec, source_hash: str
+    reader: ParameterReader, spec: ModelSpec, source_hash: str, place: Place
 ) -> tuple[dict[str, AnyWeight], dict[str, jax.Array], tuple[LayerPlaces, ...]]:
     packed = PackCache().open_or_build(
         f"{source_hash}-tiles{LAYOUT_VERSION}", lambda writer: _write_pack(reader, spec, writer)
     )
     manifest = json.loads(bytes(packed["manifest"]))
     _report_rounding(manifest["rounding"])
-    weights = {
-        name: join_parts(
+    names = iter(manifest["stacks"])
+    stacks, places = assign(spec, lambda matrix: next(names))
+    users = {name: (members[0].role, members[0].layer) for name, members in stacks.items()}
+    weights: dict[str, AnyWeight] = {}
+    for name, parts in manifest["weights"].items():
+        weight = join_parts(
             [
                 Weight(_on_device(packed, f"{name}.{i}"), format_name, tuple(shape))
                 for i, (format_name, shape) in enumerate(parts)
             ]
         )
-        for name, parts in manifest["weights"].items()
-    }
+        role, layer = users.get(name, (name, 0))
+        weights |= place(name, role, layer, weight)
     vectors = {name: _on_device(packed, name) for name in manifest["vectors"]}
-    names = iter(manifest["stacks"])
-    _, places = assign(spec, lambda matrix: next(names))
     return weights, vectors, places
 
 
@@ -146,10 +168,9 @@ def _packed_formats(reader: ParameterReader) -> Callable[[str], str]:
     return format_of
 
 
-def packed_weight_bytes(reader: ParameterReader, spec: ModelSpec) -> int:
-    """Bytes of all matrices once packed."""
-    runs = [run for _, found in stack_runs(spec, reader.inventory, _packed_formats(reader)) for run in found]
-    return sum(packed_bytes(run.format_name, *run.shape) for run in runs)
+def packed_runs(reader: ParameterReader, spec: ModelSpec) -> list[Run]:
+    """What all matrices consist of, as they are packed."""
+    return [run for _, found in stack_runs(spec, reader.inventory, _packed_formats(reader)) for run in found]
 
 
 def _pack_run(reader: ParameterReader, run: Run, out: np.ndarray) -> dict[str, tuple[float, float]]:

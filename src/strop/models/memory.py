@@ -2,11 +2,15 @@
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
 from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
+from strop.models.mesh import MeshPart, of_one_device, stored_axes, with_caches_of
+from strop.models.params import inventory
 from strop.models.reader import ParameterReader
 from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops.cost import KV_BYTES
@@ -17,6 +21,12 @@ RUNTIME_BYTES = 195 * MIB
 
 TOKENIZER_BYTES = 280
 """Of a tokenizer, per entry of its vocabulary."""
+
+MESH_RUNTIME_BYTES, DEVICE_RUNTIME_BYTES = 85 * MIB, 35 * MIB
+"""What a mesh adds: steps that XLA compiles and runs, and each device of this process."""
+
+GATHERS_RUNTIME_BYTES = 300 * MIB
+"""What compiling takes on top where each matrix is gathered."""
 
 XLA_RUNTIME_BYTES = 800 * MIB
 """The same without native kernels: XLA's compiler and the scratch of its matrix products come on top."""
@@ -130,33 +140,91 @@ def _row_len(spec: ModelSpec, layer: LayerSpec, platform: Platform) -> int:
     return 4 * spec.model_dim + 2 * max(qkv, 2 * layer.mlp.ffn_dim, num_experts)
 
 
-def weight_bytes(reader: ParameterReader, platform: Platform, dense_item_bytes: int) -> int:
+def _num_gathered(part: MeshPart) -> int:
+    """Devices whose shards of a weight each of them gathers; 1 where all stay."""
+    stored = {*part.placement.embed, *part.placement.ffn}
+    return part.mesh.size(stored & {*part.placement.rows})
+
+
+def _gathered_bytes(spec: ModelSpec, weights: int, part: MeshPart) -> int:
+    """What a device gathers of the largest layer's weights: as they arrive, and in order."""
+    if _num_gathered(part) == 1:
+        return 0
+    matrices = {path: math.prod(info.shape) for path, info in inventory(spec).items() if len(info.shape) > 1}
+    of_layers = Counter[str]()
+    for path, size in matrices.items():
+        if path.startswith("layers."):
+            of_layers[path.split(".")[1]] += size
+    largest = max(of_layers.values()) / sum(matrices.values())
+    return math.ceil(2 * largest * weights / part.num_devices * _num_gathered(part))
+
+
+def weight_bytes(
+    reader: ParameterReader, platform: Platform, dense_item_bytes: int, part: MeshPart | None = None
+) -> int:
     """Bytes of the loaded parameters: packed tiles on the native platform, dense arrays elsewhere."""
-    vectors = sum(4 * math.prod(info.shape) for info in reader.inventory.values() if len(info.shape) == 1)
+    infos, spec = reader.inventory, reader.spec
+
+    def times(path: str) -> float:
+        """How often a parameter lies here: once, unless devices share it or have a copy each."""
+        if part is None:
+            return 1.0
+        layer = spec.layers[int(path.split(".")[1]) if path.startswith("layers.") else 0]
+        num_kv_heads = layer.attention.num_kv_heads
+        return part.num_copies(chain(*stored_axes(infos[path], part.placement, part.mesh, num_kv_heads)))
+
+    vectors = sum(4 * math.prod(info.shape) * times(path) for path, info in infos.items() if len(info.shape) == 1)
     if platform != "native":
-        matrices = [info.shape for info in reader.inventory.values() if len(info.shape) > 1]
-        return vectors + sum(dense_item_bytes * math.prod(shape) for shape in matrices)
-    from strop.models.load import packed_weight_bytes  # and with it jax
+        matrices = {path: info.shape for path, info in infos.items() if len(info.shape) > 1}
+        total = sum(dense_item_bytes * math.prod(shape) * times(path) for path, shape in matrices.items())
+        return math.ceil(vectors + total)
+    from strop.models.load import packed_runs  # and with it jax
+    from strop.models.packing import packed_bytes
 
-    return vectors + packed_weight_bytes(reader, reader.spec)
+    def packed_times(path: str) -> float:
+        """Devices share the pages of what is neither divided nor, as queries, keys and values are, taken apart."""
+        is_whole = part is not None and times(path) == part.num_devices
+        return 1.0 if is_whole and path.rpartition(".")[2] not in ("q", "k", "v") else times(path)
+
+    total = 0.0
+    for run in packed_runs(reader, spec):
+        num_rows = sum(infos[path].shape[0] * packed_times(path) for path in run.paths)
+        total += packed_bytes(run.format_name, *run.shape) * num_rows / run.shape[0]
+    return math.ceil(vectors + total)
 
 
-def activation_bytes(spec: ModelSpec, config: EngineConfig, platform: Platform) -> int:
-    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`."""
+def activation_bytes(
+    spec: ModelSpec, config: EngineConfig, platform: Platform, weights: int = 0, part: MeshPart | None = None
+) -> int:
+    """Of a step of `config.max_step_tokens` rows and the logits of `config.max_num_seqs`.
+
+    Args:
+        part: on a mesh, the devices that are counted,
+        weights: and the bytes that they have of the parameters, of which they may gather more.
+    """
+    num_devices, num_rows, gathered = 1, config.max_step_tokens, 0
+    if part is not None:
+        num_devices, num_rows = part.num_devices, -(-num_rows // part.mesh.size(part.placement.rows))
+        gathered = _gathered_bytes(spec, weights, part)
+        spec = of_one_device(spec, part)
     widest = max(_row_len(spec, layer, platform) for layer in dict.fromkeys(spec.layers))
-    rows = 4 * (config.max_step_tokens * widest + config.max_num_seqs * spec.vocab_size)
+    rows = 4 * (num_rows * widest + config.max_num_seqs * spec.vocab_size)
     if platform == "native":
-        return rows
+        return num_devices * (rows + gathered)
     from strop.ops.attention.reference import ROWS_AT_ONCE  # and with it jax
 
     # XLA computes padding too, and gathers the keys and values of some rows at a time, twice.
     per_layer = 2 * max(layer.attention.num_kv_heads * layer.attention.head_dim for layer in spec.layers)
-    return 4 * rows + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4
+    return num_devices * (4 * rows + 2 * ROWS_AT_ONCE * config.max_context_len * per_layer * 4 + gathered)
 
 
-def runtime_bytes(spec: ModelSpec, platform: Platform) -> int:
+def runtime_bytes(spec: ModelSpec, platform: Platform, part: MeshPart | None = None) -> int:
     """Of a process that serves one model, without weights, cache and activations."""
-    return RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+    runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+    if part is None:
+        return runtime
+    of_gathers = GATHERS_RUNTIME_BYTES if _num_gathered(part) > 1 else 0
+    return runtime + MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES + of_gathers
 
 
 def plan_memory(
@@ -167,15 +235,17 @@ def plan_memory(
     *,
     available_bytes: int,
     dense_item_bytes: int = 4,
+    part: MeshPart | None = None,
 ) -> MemoryPlan:
     """`fit_memory` with the weights of a checkpoint."""
     return fit_memory(
-        weight_bytes(reader, platform, dense_item_bytes),
+        weight_bytes(reader, platform, dense_item_bytes, part),
         spec,
         config,
         platform,
         available_bytes=available_bytes,
         dense_item_bytes=dense_item_bytes,
+        part=part,
     )
 
 
@@ -187,6 +257,7 @@ def fit_memory(
     *,
     available_bytes: int,
     dense_item_bytes: int = 4,
+    part: MeshPart | None = None,
 ) -> MemoryPlan:
     """Sizes the cache and checks that everything fits. `config.max_context_len` must be resolved.
 
@@ -194,6 +265,7 @@ def fit_memory(
 
     Args:
         weights: bytes of the parameters as loaded (`weight_bytes`, or strop.models.abstract.parameter_bytes).
+        part: on a mesh, the devices of this process, of which all is counted.
 
     Raises:
         CapacityError: naming what is needed, what there is, and what to change.
@@ -205,13 +277,14 @@ def fit_memory(
         sized = replace(config, num_blocks=num_blocks)
         return tuple(
             GroupMemory(group.window_len, group.bytes_per_token(*kv_bytes), num_pool_blocks(sized, group.window_len))
-            for group in cache_groups(spec)
+            for group in cache_groups(spec if part is None else with_caches_of(spec, part))
         )
 
     def cache_bytes(num_blocks: int) -> int:
         return sum(group.num_blocks * group.bytes_per_token for group in groups(num_blocks)) * config.block_len
 
-    activations, runtime = activation_bytes(spec, config, platform), runtime_bytes(spec, platform)
+    activations = activation_bytes(spec, config, platform, weights, part)
+    runtime = runtime_bytes(spec, platform, part)
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
     needed_blocks = config.max_num_seqs * blocks_per_seq + 1

@@ -110,11 +110,37 @@ def kv_axes(placement: Placement, mesh: MeshShape, num_kv_heads: int) -> tuple[A
     return placement.ffn[: sum(num_kv_heads % size == 0 for size in list(sizes)[1:])]
 
 
-def with_kv_heads_of_devices(spec: ModelSpec, mesh: MeshShape) -> ModelSpec:
-    """The network with the key/value heads that all caches together have, where attention is sharded over heads."""
+class MeshPart(NamedTuple):
+    """The devices of a mesh that lie in one process, where attention is sharded over heads."""
+
+    placement: Placement
+    mesh: MeshShape
+    num_devices: int
+
+    def num_copies(self, axes: Iterable[Axis]) -> float:
+        """Of what is sharded over these axes: what lies here, the whole being 1."""
+        return self.num_devices / self.mesh.size(axes)
+
+
+def of_one_device(spec: ModelSpec, part: MeshPart) -> ModelSpec:
+    """The network as wide as a device computes it."""
+    num_shards = part.mesh.size(part.placement.partial_out)
+
+    def narrow(layer: LayerSpec) -> LayerSpec:
+        heads, mlp = layer.attention, layer.mlp
+        narrow_heads = replace(
+            heads, num_heads=-(-heads.num_heads // num_shards), num_kv_heads=-(-heads.num_kv_heads // num_shards)
+        )
+        return replace(layer, attention=narrow_heads, mlp=replace(mlp, ffn_dim=-(-mlp.ffn_dim // num_shards)))
+
+    return replace(spec, layers=tuple(map(narrow, spec.layers)))
+
+
+def with_caches_of(spec: ModelSpec, part: MeshPart) -> ModelSpec:
+    """The network with the key/value heads that the caches of these devices together have."""
 
     def stored(layer: LayerSpec) -> LayerSpec:
-        num_kv_heads = max(layer.attention.num_kv_heads, mesh.size())
+        num_kv_heads = part.num_devices * max(1, layer.attention.num_kv_heads // part.mesh.size())
         return replace(layer, attention=replace(layer.attention, num_kv_heads=num_kv_heads))
 
     return replace(spec, layers=tuple(map(stored, spec.layers)))
@@ -128,6 +154,8 @@ def stored_axes(
         return ((),)
     if info.axes[0] in ("V", "P"):
         return placement.vocabulary, ()
+    if info.axes[0] == "U":  # a vector is made of it
+        return (), ()
     by_letters = {
         "D": placement.embed,
         "F": placement.ffn,

@@ -1,7 +1,10 @@
 """Packed weights on a mesh: which tiles of 16 rows, and which bytes of a tile, each device gets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from strop.core.errors import UnsupportedError
@@ -21,14 +24,28 @@ def pad_rows(weight: Weight, num_shards: int) -> Weight:
     """Matrices with rows of zeros below, until their tiles can be shared out evenly."""
     tile_bytes = PACKED_FORMATS[weight.format].tile_bytes(weight.shape[1])
     missing = -weight.num_tiles % num_shards
-    data = np.pad(np.asarray(weight.data), ((0, 0), (0, missing * tile_bytes)))
+    data = np.asarray(weight.data)
+    if missing:  # else it stays where it is
+        data = np.pad(data, ((0, 0), (0, missing * tile_bytes)))
     return Weight(data, weight.format, ((weight.num_tiles + missing) * TILE_COLUMNS, weight.shape[1]))
+
+
+class Shards(NamedTuple):
+    """Matrices [L, bytes] as devices share them."""
+
+    shape: tuple[int, int]
+    """(N, K) of a device's part of a matrix."""
+    num_shards: int
+    shard_bytes: int
+    """Of a device's part of a matrix."""
+    make: Callable[[int], np.ndarray]
+    """The i-th shard uint8 [L, shard_bytes]; those of neighbouring columns follow each other."""
 
 
 def by_shard(
     name: str, weight: Weight, rows_over: Sequence[Axis], columns_over: Sequence[Axis], mesh: MeshShape
-) -> Weight:
-    """Matrices [L, bytes], those of a device together, rows before columns; the `shape` is that of a device's part.
+) -> Shards:
+    """How devices share matrices whose rows and columns are sharded over these axes.
 
     Raises:
         UnsupportedError: a shard is not whole tiles, or not whole groups of weights that share a scale.
@@ -38,9 +55,13 @@ def by_shard(
     _check(name, "rows", num_rows, row_shards, TILE_COLUMNS)
     _check(name, "columns", k_len, column_shards, packed.group_len * (2 if packed.in_pairs else 1))
     tiles = np.asarray(weight.data).reshape(weight.data.shape[0], row_shards, -1, packed.tile_bytes(k_len))
-    shards = [_take_columns(tiles, packed, k_len, i, column_shards) for i in range(column_shards)]
-    data = np.stack(shards, axis=2).reshape(len(tiles), -1)
-    return Weight(data, weight.format, (num_rows // row_shards, k_len // column_shards))
+    shape = num_rows // row_shards, k_len // column_shards
+
+    def make(i: int) -> np.ndarray:
+        row, column = divmod(i, column_shards)
+        return _take_columns(tiles[:, row], packed, k_len, column, column_shards).reshape(len(tiles), -1)
+
+    return Shards(shape, row_shards * column_shards, tiles.shape[2] * packed.tile_bytes(shape[1]), make)
 
 
 def _take_columns(tiles: np.ndarray, packed: PackedFormat, k_len: int, i: int, num_shards: int) -> np.ndarray:
@@ -55,6 +76,17 @@ def _take_columns(tiles: np.ndarray, packed: PackedFormat, k_len: int, i: int, n
     joined = np.concatenate(parts, axis=-1)
     missing = packed.tile_bytes(k_len // num_shards) - joined.shape[-1]
     return np.pad(joined, [(0, 0)] * (joined.ndim - 1) + [(0, missing)])
+
+
+def join_columns(shards: jax.Array, format_name: str, k_len: int) -> jax.Array:
+    """Tiles [n, bytes] of all columns, from those [S, n, bytes] of S neighbouring ranges of `k_len` columns."""
+    packed, (num_shards, num_tiles, _) = PACKED_FORMATS[format_name], shards.shape
+    sections, at = [], 0
+    for length in _section_bytes(packed, k_len):
+        sections.append(jnp.moveaxis(shards[..., at : at + length], 0, 1).reshape(num_tiles, -1))
+        at += length
+    joined = jnp.concatenate(sections, axis=1)
+    return jnp.pad(joined, ((0, 0), (0, packed.tile_bytes(num_shards * k_len) - joined.shape[1])))
 
 
 def _section_bytes(packed: PackedFormat, k_len: int) -> list[int]:

@@ -36,6 +36,7 @@ from strop.models.mesh import (
     Placement,
     check_rows,
 )
+from strop.models.packed_sharding import join_columns
 from strop.models.spec import Attention
 from strop.models.spread_norm import SpreadNorm
 from strop.ops.attention import Rows
@@ -45,7 +46,7 @@ from strop.ops.dispatch import Platform
 from strop.ops.embed import embed
 from strop.ops.linear.reference import activate
 from strop.ops.norm import Norm, add_norm
-from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight
+from strop.ops.weights import TILE_COLUMNS, AnyWeight, Weight, join_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ class Partition:
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """See Layout."""
         block = _block(attention, mlp)
-        wanted = [] if attention is None else self._attention_products(attention, block)
-        wanted += [] if mlp is None else [self._mlp_product(mlp, block)]
+        wanted = [] if attention is None else self._attention_products(attention, x, block)
+        wanted += [] if mlp is None else [self._mlp_product(mlp, x, block)]
         products = self._products(x, counts, wanted, block)
 
         heads: list[jax.Array] = []
@@ -152,7 +153,7 @@ class Partition:
         given = [product for product in (attended, activated) if product is not None]
         parts = [y for y, _ in given]
         whole = self._exchange.gather_together(parts, placement.partial_in, f"{block}.hidden")
-        matrices = [self._gathered(matrix, placement.embed, placement.ffn, 1, block) for _, matrix in given]
+        matrices = [self._gathered(matrix, whole[0], placement.embed, placement.ffn, 1, block) for _, matrix in given]
         matrices = [_with_own_bias(matrix, placement.stream) for matrix in matrices]
         counts = self._counts(counts, whole[0].shape[0])
         if self.mesh.size(placement.partial_out) == 1:
@@ -214,22 +215,22 @@ class Partition:
 
     # First products
 
-    def _attention_products(self, attention: AttentionIn, block: str) -> list["_Wanted"]:
+    def _attention_products(self, attention: AttentionIn, x: jax.Array, block: str) -> list["_Wanted"]:
         """Queries [T_rows, N_partial_out H]; keys and values [T_own, 2 K_kv H]."""
         assert attention.kv is not None, "a partitioned network keeps queries apart: see strop.models.sharding"
         placement, moves = self.placement, self._moves(attention.spec)
         q, kv = attention.qkv._replace(bias=None), attention.kv._replace(bias=None)
         return [
-            _Wanted(attention.norm, self._gathered(q, placement.ffn, placement.embed, 1, block)),
+            _Wanted(attention.norm, self._gathered(q, x, placement.ffn, placement.embed, 1, block)),
             _Wanted(
-                attention.norm, self._gathered(kv, moves.stored_kv_axes, placement.embed, 2, block), moves.spare_axes
+                attention.norm, self._gathered(kv, x, moves.stored_kv_axes, placement.embed, 2, block), moves.spare_axes
             ),
         ]
 
-    def _mlp_product(self, mlp: MlpIn, block: str) -> "_Wanted":
+    def _mlp_product(self, mlp: MlpIn, x: jax.Array, block: str) -> "_Wanted":
         """Activations [T_rows, F_partial_out]; unfinished, what goes into them."""
         placement, gated = self.placement, mlp.spec.gated
-        matrix = self._gathered(mlp.gate_up, placement.ffn, placement.embed, 1 + gated, block)
+        matrix = self._gathered(mlp.gate_up, x, placement.ffn, placement.embed, 1 + gated, block)
         if self._is_unfinished:
             return _Wanted(mlp.norm, matrix._replace(bias=None))
         matrix = matrix._replace(layer=0, bias=self._hidden_bias(mlp))
@@ -319,11 +320,18 @@ class Partition:
     # Weights, norms and counts
 
     def _gathered(
-        self, matrix: Matrix, rows_over: Sequence[Axis], columns_over: Sequence[Axis], num_parts: int, block: str
+        self,
+        matrix: Matrix,
+        x: jax.Array,
+        rows_over: Sequence[Axis],
+        columns_over: Sequence[Axis],
+        num_parts: int,
+        block: str,
     ) -> Matrix:
         """The matrix with the shards that lie on devices of other rows.
 
         Args:
+            x: what it is to be multiplied with.
             rows_over: axes over which its rows are stored sharded; so the columns.
             num_parts: of equal length, in each of which rows are sharded by themselves: 2 for gate and up.
         """
@@ -331,15 +339,30 @@ class Partition:
         columns_over = [axis for axis in columns_over if axis in self.placement.rows]
         if self.mesh.size((*rows_over, *columns_over)) == 1:
             return matrix
-        weight = matrix.weight
-        assert isinstance(weight, Weight) and weight.format == "dense"
+        weight, point = matrix.weight, f"{block}.weights"
+        if weight.format != "dense":
+            at = _when_known(x, matrix.at)
+            gathered = [self._gathered_tiles(part, at, rows_over, columns_over, point) for part in weight.parts]
+            return matrix._replace(weight=join_parts(gathered), at=0)
+        assert isinstance(weight, Weight)
         data = jnp.asarray(weight.data)[matrix.at]
         parts = data.reshape(num_parts, -1, data.shape[1])
-        point = f"{block}.weights"
         parts = all_gather(parts, columns_over, 2, platform=self.platform, point=point)
         parts = all_gather(parts, rows_over, 1, platform=self.platform, point=point)
         data = parts.reshape(1, -1, parts.shape[2])
         return matrix._replace(weight=Weight(data, "dense", (data.shape[1], data.shape[2])), at=0)
+
+    def _gathered_tiles(
+        self, weight: Weight, at: jax.Array, rows_over: Sequence[Axis], columns_over: Sequence[Axis], point: str
+    ) -> Weight:
+        """The same of a packed matrix, sent packed. Tiles of parts of the columns become tiles of them all."""
+        tiles = jnp.asarray(weight.data)[at].reshape(weight.num_tiles, -1)
+        num_rows, k_len = weight.shape
+        if (num_shards := self.mesh.size(columns_over)) > 1:
+            by_shard = all_gather(tiles[None], columns_over, 0, platform=self.platform, point=point)
+            tiles = join_columns(by_shard, weight.format, k_len)
+        tiles = all_gather(tiles, rows_over, 0, platform=self.platform, point=point)
+        return Weight(tiles.reshape(1, -1), weight.format, (num_rows * self.mesh.size(rows_over), k_len * num_shards))
 
     def _spread_norm(self, x: jax.Array, axes: Sequence[Axis]) -> SpreadNorm:
         return SpreadNorm(x, axes, self.mesh, self.platform)
@@ -392,6 +415,13 @@ def _chunk(matrix: Matrix, i: jax.Array, length: int, dim: int) -> Matrix:
     assert isinstance(weight, Weight) and weight.format == "dense"
     data = jax.lax.dynamic_slice_in_dim(jnp.asarray(weight.data)[matrix.at], i * length, length, dim)[None]
     return matrix._replace(weight=Weight(data, "dense", (data.shape[1], data.shape[2])), at=0)
+
+
+def _when_known(x: jax.Array, index: int) -> jax.Array:
+    """`index`, but only when x is there: XLA would gather the weights of all layers, which depend on nothing else,
+    before it uses any."""
+    bits = jax.lax.bitcast_convert_type(x.reshape(-1)[0], jnp.int32)
+    return index + jnp.minimum(bits & 0x7FFFFFFF, 0)  # which is 0, as XLA does not see
 
 
 def _all_rows(num_rows: int) -> jax.Array:

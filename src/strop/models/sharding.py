@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,15 +28,22 @@ _ALIKE = {"qkv": "q", "kv": "k", "gate_up": "up"}
 
 
 def make_mesh(shape: MeshShape) -> Mesh:
-    """The first devices that jax has. Raises UnsupportedError when there are too few."""
-    devices = jax.devices()
-    if shape.size() > len(devices):
-        raise UnsupportedError(
-            f"mesh {shape} has {shape.size()} devices, and this process sees {len(devices)} of {devices[0].platform}:"
-            " take a smaller mesh; a processor is split for trials by"
-            f" XLA_FLAGS=--xla_force_host_platform_device_count={shape.size()}"
+    """The first devices that jax has, as many of each process. Raises UnsupportedError when there are too few."""
+    num_processes = jax.process_count()
+    by_process = [[own for own in jax.devices() if own.process_index == i] for i in range(num_processes)]
+    of_each, rest = divmod(shape.size(), num_processes)
+    fewest = min(map(len, by_process))
+    if rest or of_each > fewest:
+        sees = (
+            f"this process sees {fewest}" if num_processes == 1 else f"each of {num_processes} processes has {fewest}"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: shape.size()])
+        raise UnsupportedError(
+            f"mesh {shape} has {shape.size()} devices, and {sees} of {jax.devices()[0].platform}: take a"
+            " smaller mesh; a processor is split for trials by"
+            f" XLA_FLAGS=--xla_force_host_platform_device_count={-(-shape.size() // num_processes)}"
+        )
+    devices = [device for own in by_process for device in own[:of_each]]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def abstract_mesh(shape: MeshShape) -> AbstractMesh:
@@ -69,13 +77,21 @@ def rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -> Parame
     members = _members(params)
     weights: dict[str, AnyWeight] = {}
     for name, weight in params.weights.items():
-        role, layer = members[name]
-        assert isinstance(weight, Weight) and weight.format == "dense", "packed weights are not partitioned"
-        for part, data in _parts(role, jnp.asarray(weight.data), spec.layers[layer], layout).items():
-            sizes = [layout.mesh.size(axes) for axes in _stored_axes(part, layer, spec, layout)]
-            shape = data.shape[1] // sizes[0], data.shape[2] // sizes[1]
-            weights[_stack(part, name)] = Weight(data, "dense", shape)
+        assert isinstance(weight, Weight) and weight.format == "dense", "packed weights are shards from the start"
+        weights |= _dense_rearranged(name, *members[name], weight, spec, layout)
     return replace(params, weights=weights, layers=tuple(map(_new_places, params.layers)))
+
+
+def _dense_rearranged(
+    name: str, role: str, layer: int, weight: Weight, spec: ModelSpec, layout: Partition
+) -> dict[str, Weight]:
+    """The stacks that one becomes, by name."""
+    found = {}
+    for part, data in _parts(role, jnp.asarray(weight.data), spec.layers[layer], layout).items():
+        sizes = [layout.mesh.size(axes) for axes in _stored_axes(part, layer, spec, layout)]
+        shape = data.shape[1] // sizes[0], data.shape[2] // sizes[1]
+        found[_stack(part, name)] = Weight(data, "dense", shape)
+    return found
 
 
 def _parts(role: str, data: jax.Array, layer: LayerSpec, layout: Partition) -> dict[str, jax.Array]:
@@ -90,20 +106,6 @@ def _parts(role: str, data: jax.Array, layer: LayerSpec, layout: Partition) -> d
     if role in _TABLES:
         return {role: jnp.pad(data, ((0, 0), (0, -data.shape[1] % mesh.size(placement.vocabulary)), (0, 0)))}
     return {role: data}
-
-
-def _packed_rearranged(params: Parameters, spec: ModelSpec, layout: Partition) -> Parameters:
-    """The same of packed parameters. Raises UnsupportedError where tiles or groups would break, too."""
-    check_placement(spec, layout.placement, layout.mesh, layout.attention)
-    members = _members(params)
-    weights: dict[str, AnyWeight] = {}
-    for name, weight in params.weights.items():
-        role, layer = members[name]
-        for part, pieces in _packed_parts(role, weight, spec.layers[layer], layout).items():
-            rows, columns = _stored_axes(part, layer, spec, layout)
-            shared = [by_shard(name, piece, rows, columns, layout.mesh) for piece in pieces]
-            weights[_stack(part, name)] = join_parts(shared)
-    return replace(params, weights=weights, layers=tuple(map(_new_places, params.layers)))
 
 
 def _packed_parts(role: str, weight: AnyWeight, layer: LayerSpec, layout: Partition) -> dict[str, list[Weight]]:
@@ -175,12 +177,67 @@ def parameter_specs(params: Parameters, spec: ModelSpec, layout: Partition) -> P
 
 def shard(params: Parameters, spec: ModelSpec, layout: Partition, mesh: Mesh) -> Parameters:
     """Parameters of one device on a mesh. Raises UnsupportedError when it does not divide the network."""
-    if any(part.format != "dense" for weight in params.weights.values() for part in weight.parts):
-        stored = _packed_rearranged(params, spec, layout)
-    else:
-        stored = jax.jit(rearranged, static_argnums=(1, 2))(params, spec, layout)
-    specs = parameter_specs(stored, spec, layout)
-    return jax.tree.map(lambda array, where: jax.device_put(array, NamedSharding(mesh, where)), stored, specs)
+    sharder, members = Sharder(spec, layout, mesh), _members(params)
+    weights: dict[str, AnyWeight] = {}
+    for name, weight in params.weights.items():
+        weights |= sharder.place(name, *members[name], weight)
+    return sharder.finish(replace(params, weights=weights))
+
+
+class Sharder:
+    """Puts parameters on a mesh, a stack at a time, so that never more than one lies beside what has been put there.
+
+    Of a mesh over several processes, each of them gets what its own devices need.
+    """
+
+    def __init__(self, spec: ModelSpec, layout: Partition, mesh: Mesh) -> None:
+        """Raises UnsupportedError when the mesh does not divide the network."""
+        check_placement(spec, layout.placement, layout.mesh, layout.attention)
+        self._spec, self._layout, self._mesh = spec, layout, mesh
+
+    def place(self, name: str, role: str, layer: int, weight: AnyWeight) -> dict[str, AnyWeight]:
+        """The stacks on the mesh that one stack becomes, by name; `layer` is one of those that use it.
+
+        Raises:
+            UnsupportedError: tiles or groups of packed weights would break.
+        """
+        spec, layout = self._spec, self._layout
+        if weight.format != "dense":
+            pieces = _packed_parts(role, weight, spec.layers[layer], layout)
+            return {
+                _stack(part, name): join_parts([self._packed(name, part, layer, piece) for piece in of_part])
+                for part, of_part in pieces.items()
+            }
+        assert isinstance(weight, Weight)
+        arranged = _dense_rearranged(name, role, layer, weight, spec, layout)
+        parts = {_stack(part, name): part for part in (("q", "kv") if role == "qkv" else (role,))}
+        return {
+            stack: replace(one, data=self._put(one.data, P(None, *_stored_axes(parts[stack], layer, spec, layout))))
+            for stack, one in arranged.items()
+        }
+
+    def finish(self, params: Parameters) -> Parameters:
+        """Parameters whose weights have been placed: with all that is on every device, too."""
+        vectors, ropes = jax.tree.map(lambda array: self._put(array, P()), (params.vectors, params.ropes))
+        return Parameters(params.weights, vectors, ropes, tuple(map(_new_places, params.layers)))
+
+    def _packed(self, name: str, part: str, layer: int, weight: Weight) -> Weight:
+        rows, columns = _stored_axes(part, layer, self._spec, self._layout)
+        shards = by_shard(name, weight, rows, columns, self._layout.mesh)
+
+        def shard_at(index: Any) -> np.ndarray:
+            return shards.make((index[1].start or 0) // shards.shard_bytes)
+
+        where = NamedSharding(self._mesh, P(None, (*rows, *columns)))
+        whole = weight.data.shape[0], shards.num_shards * shards.shard_bytes
+        return Weight(jax.make_array_from_callback(whole, where, shard_at), weight.format, shards.shape)
+
+    def _put(self, array: Any, where: P) -> jax.Array:
+        sharding = NamedSharding(self._mesh, where)
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def cache_spec(layout: Partition) -> P:

@@ -42,6 +42,7 @@ Socket = TypeVar("Socket", bound="zmq.Socket[Any]")
 log = logging.getLogger(__name__)
 
 _SILENCE_S = 4.0  # heartbeats come every HEARTBEAT_S; a loaded machine delays them
+_FAREWELL_S = 10.0
 _FIRST_RESTART_S, _LAST_RESTART_S = 0.5, 30.0
 
 
@@ -133,6 +134,7 @@ class EngineClient:
         self._heard_s = 0.0
         self._step_age_s: float | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     async def start(self) -> ModelFacts:
         """Starts the engine and waits until it has loaded. Raises its error if it cannot."""
@@ -142,6 +144,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """Ends the engine's process; open streams get an error."""
+        self._is_closing = True
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -234,8 +237,8 @@ class EngineClient:
             listening = asyncio.create_task(self._listen(messages, loaded))
             watching = asyncio.create_task(self._watch())
             ending = asyncio.create_task(process.wait())
+            assert process.stdin is not None
             try:
-                assert process.stdin is not None
                 process.stdin.write(msgspec.json.encode(orders) + b"\n")
                 await asyncio.wait({listening, watching, ending}, return_when=asyncio.FIRST_COMPLETED)
                 if listening.done():
@@ -248,6 +251,10 @@ class EngineClient:
             finally:
                 for task in (listening, watching, ending):
                     task.cancel()
+                if self._is_closing and orders.config.processes is not None:
+                    process.stdin.close()  # it lets the other processes end
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(process.wait(), _FAREWELL_S)
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
