@@ -30,7 +30,7 @@ def run(*arguments: str) -> int:
 def test_the_verb_has_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for words, usage in (
         (["bench", "serve"], "Usage: strop bench serve [OPTIONS] URLS..."),
-        (["bench"], "Usage: strop bench [OPTIONS] MODEL"),
+        (["bench"], "Usage: strop bench [OPTIONS] [MODEL]"),
     ):
         monkeypatch.setattr(sys, "argv", ["strop", *words, "--help"])
         with pytest.raises(SystemExit) as ended:

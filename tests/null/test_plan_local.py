@@ -70,7 +70,7 @@ def test_memory_is_the_engines_own_plan() -> None:
     chosen = planned("in=512,out=64", "throughput").chosen
     config = EngineConfig(
         max_num_seqs=chosen.batch,
-        max_step_tokens=max(chosen.batch, chosen.prompt_pass.tokens),
+        max_step_tokens=chosen.batch + chosen.prompt_pass.tokens,
         max_context_len=576,
         num_blocks=chosen.batch * 18 + 1,
     )

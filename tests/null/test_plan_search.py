@@ -14,7 +14,7 @@ from strop.models.mesh import MeshShape
 from strop.models.published import published_spec
 from strop.models.spec import ModelSpec
 from strop.plan.candidate import MOST_LOAD, Candidate
-from strop.plan.emit import engine_config
+from strop.plan.emit import beyond_the_engine, engine_config, plan_file
 from strop.plan.explain import explain
 from strop.plan.latency import Coefficients, Pass, Placed, head_latency, layers_latency
 from strop.plan.objective import Aim, Objective, parse_objective
@@ -300,3 +300,12 @@ def test_ideal_machines_are_faster(aim: Aim) -> None:
 
 def test_default_traffic_is_that_of_the_class() -> None:
     assert parse_traffic("") == Traffic()
+
+
+def test_what_an_engine_cannot_be_told_is_said() -> None:
+    chosen = planned("palm-540b", "tpu-v4x128", "in=512,out=128", "e2e=20s").chosen
+    said = beyond_the_engine(chosen)
+    assert any(text.startswith(f"{chosen.model.weight_dtype} weights") for text in said)
+    assert any("attention over the batch" in text for text in said) == (chosen.cache_sharding == "batch")
+    assert any(text.startswith(f"one of {chosen.copies} copies") for text in said) == (chosen.copies > 1)
+    assert plan_file(planned("palm-8b", "l4"), "palm-8b")["plan"]["beyond_the_engine"] != []

@@ -44,10 +44,10 @@ def command(model: str | None, validate: bool, calibrate: bool, as_json: bool, *
     """Chooses how to run a model on hardware: precision, devices, layout, batch and chunks.
 
     MODEL is a published name (palm-8b, palm-62b, palm-540b, mt-nlg-530b), a GGUF file, a Hugging Face folder, an
-    artifact folder, or a Hub id. Prints the Pareto frontier of latency against cost, and the choice with what to expect
-    of it: latencies, throughput, cost, memory, and what binds. Nothing is loaded or run. The CSV file has the columns
-    time_s, prompt_tokens and output_tokens, as for bench serve. An objective that nothing reaches ends with exit code 1
-    and the nearest that does.
+    artifact folder, or a Hub id, whose files are fetched. Prints the Pareto frontier of latency against cost, and the
+    choice with what to expect of it: latencies, throughput, cost, memory, and what binds. Nothing is loaded or run. The
+    CSV file has the columns time_s, prompt_tokens and output_tokens, as for bench serve. An objective that nothing
+    reaches ends with exit code 1 and the nearest that does.
 
     With --validate it replays "Efficiently Scaling Transformer Inference": counts, communication volumes, memory and
     MFU against the paper's tables, and the latency model against its measurements of PaLM and MT-NLG on TPU v4, to a

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from strop.formats.checkpoint import AnyCheckpoint
 from strop.machine.catalog import THIS, Machines, find_machines
 from strop.models.published import PUBLISHED, published_spec, unpublished
 from strop.models.spec import ModelSpec
-from strop.plan.emit import plan_file
+from strop.plan.emit import beyond_the_engine, plan_file
 from strop.plan.objective import parse_objective
 from strop.plan.search import Plan, Wish, search
 from strop.plan.space import WEIGHT_DTYPES, parse_mesh
@@ -57,6 +58,8 @@ def show_plan(
         _write(html, render_plan(plan, model))
     if out is not None:
         _write(out, json.dumps(plan_file(plan, model), indent=1) + "\n")
+        for text in beyond_the_engine(plan.chosen):
+            print(f"strop: {out} cannot say: {text}", file=sys.stderr)
     if as_json:
         _print_json(plan, model, explain=explain)
     else:

@@ -125,7 +125,7 @@ def frontier_table(plan: Plan) -> Table:
         "ITL",
         "E2E",
     ]
-    header += ["requests/min", "MFU", "MBU", "binds", "cost/M tokens" if has_price else "device-s/M tokens"]
+    header += ["requests/min, a copy", "MFU", "MBU", "binds", "cost/M tokens" if has_price else "device-s/M tokens"]
     shown: list[Candidate] = []
     for one in plan.frontier:
         if one is plan.chosen or not shown or one.device_s_per_request < 0.99 * shown[-1].device_s_per_request:

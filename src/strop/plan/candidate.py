@@ -156,8 +156,8 @@ class Candidate:
 
     @property
     def activation_bytes(self) -> float:
-        """Of the largest pass."""
-        return self.model.activation_bytes(max(self.prompt_pass.tokens, self.batch), self.batch)
+        """Of the largest step: a pass of prompts, and an answer's token of everybody."""
+        return self.model.activation_bytes(self.prompt_pass.tokens + self.batch, self.batch)
 
     @property
     def memory_bytes(self) -> float:
@@ -176,7 +176,7 @@ class Candidate:
         return int(room / (self.cache_bytes_per_token * self.sequences_per_device))
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`; lengths of time in seconds, costs in device-seconds and, with a price, money."""
+        """For `--json`; times in seconds, rates of one copy, costs in device-seconds and, with a price, money."""
         per_million = 1e6 / self.tokens_per_request
         cost = self.cost_per_request
         return {

@@ -1,9 +1,10 @@
-"""A plan as a file that `strop serve --plan` and `strop run --plan` take."""
+"""A plan as a file that `serve`, `run` and `bench` take."""
 
 from dataclasses import asdict
 from typing import Any
 
 from strop.core.config import EngineConfig
+from strop.machine.catalog import THIS
 from strop.plan.candidate import Candidate
 from strop.plan.search import Plan
 
@@ -26,6 +27,18 @@ def engine_config(chosen: Candidate) -> EngineConfig:
     )
 
 
+def beyond_the_engine(chosen: Candidate) -> list[str]:
+    """What is planned and no engine setting can say: in words, for whoever is to run the plan."""
+    found = []
+    if chosen.copies > 1:
+        found.append(f"one of {chosen.copies} copies: start the others yourself")
+    if chosen.num_devices > 1 and chosen.cache_sharding == "batch":
+        found.append("attention over the batch: the engine shards heads, so a device holds more of the cache")
+    if chosen.model.device.name != THIS:
+        found.append(f"{chosen.model.weight_dtype} weights: the engine takes those of the model's file")
+    return found
+
+
 def plan_file(plan: Plan, model: str) -> dict[str, Any]:
     """What the file holds: `engine` is read, `plan` says what it was made for."""
     return {
@@ -36,5 +49,6 @@ def plan_file(plan: Plan, model: str) -> dict[str, Any]:
             "devices": plan.wish.machines.num_devices,
             "traffic": asdict(plan.wish.traffic),
             "chosen": plan.chosen.as_json(),
+            "beyond_the_engine": beyond_the_engine(plan.chosen),
         },
     }
