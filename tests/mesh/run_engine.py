@@ -1,11 +1,12 @@
 """Greedy answers of a model on this process's devices, one line of JSON for each MESH/LAYOUT of the arguments.
 
-python run_engine.py MODEL MESH/LAYOUT ...      ("1/auto" is one device, without a mesh)
+python run_engine.py MODEL MESH/LAYOUT[/batch] ...      ("1/auto" is one device, without a mesh)
 python run_engine.py MODEL MESH/LAYOUT HOST:PORT PROCESS_ID      (one of two processes; the first prints)
 """
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +19,22 @@ PROMPT_LENS = (3, 17, 6, 30)
 NUM_TOKENS = 6
 
 
-def answers(model: str, mesh: str, layout: str, processes: Processes | None = None) -> dict[str, list[int]]:
+def answers(
+    model: str, mesh: str, layout: str, attention: Any = "heads", processes: Processes | None = None
+) -> dict[str, list[int]]:
     config = EngineConfig(
         max_num_seqs=4,
         max_step_tokens=16,
         max_context_len=64,
         mesh="" if mesh == "1" else mesh,
         layout=layout,
+        attention=attention,
         processes=processes,
     )
     engine = Engine.load(model, config)
+    if processes is None:
+        assert sum(cache.nbytes for cache in engine._caches) == engine.memory.cache_bytes
+        assert engine.memory.longest(config.max_num_seqs) == config.max_context_len
     rng = np.random.default_rng(0)
     found: dict[str, list[int]] = {}
     for i, length in enumerate(PROMPT_LENS):
@@ -49,7 +56,7 @@ def main(model: str, *arguments: str) -> None:
         if processes.process_id:
             follow(model, EngineConfig(processes=processes))
         else:
-            print(json.dumps(answers(model, *case.split("/"), processes)), flush=True)  # type: ignore[arg-type]
+            print(json.dumps(answers(model, *case.split("/"), processes=processes)), flush=True)
         return
     for case in arguments:
         print(json.dumps(answers(model, *case.split("/"))), flush=True)

@@ -26,8 +26,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("platform", "cases"),
     [
-        ("xla", ["2x2/auto", "4/ws1d", "2x2/wg_x"]),
+        ("xla", ["2x2/auto", "4/ws1d", "2x2/wg_x", "2x2/auto/batch", "4/ws1d/batch"]),
         ("native", ["2/ws1d", "2x2/ws2d", "1x2/auto", "2/dp", "2x2/wg_x", "2x1x2/wg_xy", "2x2/wg_xyz"]),
+        ("native", ["2/ws1d/batch", "2x2/ws2d/batch", "1x2/auto/batch", "2x2/wg_xy/batch", "3/dp/batch"]),
     ],
 )
 def test_answers_on_a_mesh_are_those_of_one_device(
@@ -57,6 +58,8 @@ def test_answers_on_a_mesh_are_those_of_one_device(
         ({"mesh": "two"}, RequestError, "mesh 'two' is not a shape"),
         ({"mesh": "1x1", "layout": "ws3d"}, RequestError, "layout='ws3d' is unknown: choose from auto, ws1d"),
         ({"layout": "ws2d"}, RequestError, "layout='ws2d' needs a mesh of devices"),
+        ({"attention": "batch"}, RequestError, "attention='batch' needs a mesh of devices"),
+        ({"mesh": "1x1", "attention": "rows"}, RequestError, "attention='rows' is unknown: choose from heads, batch"),
     ],
 )
 def test_settings_that_cannot_be(model: Path, settings: dict[str, str], error: type[Exception], message: str) -> None:

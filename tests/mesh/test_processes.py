@@ -72,9 +72,12 @@ def said(process: "subprocess.Popen[str]", returncode: int = 0) -> tuple[str, st
     return out, err
 
 
-def test_answers_are_those_of_one_process(model: Path, meeting_point: str, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("case", ["2x2/ws2d", "2x2/ws2d/batch"])
+def test_answers_are_those_of_one_process(
+    case: str, model: Path, meeting_point: str, environment: dict[str, str]
+) -> None:
     script = Path(__file__).parent / "run_engine.py"
-    in_two = [(script, model, "2x2/ws2d", meeting_point, i) for i in range(2)]
+    in_two = [(script, model, case, meeting_point, i) for i in range(2)]
     with started(environment, 2, *in_two, (script, model, "1/auto")) as (first, second, alone):
         answers, expected = (json.loads(said(process)[0].splitlines()[-1]) for process in (first, alone))
         assert answers == expected

@@ -306,6 +306,9 @@ def test_what_an_engine_cannot_be_told_is_said() -> None:
     chosen = planned("palm-540b", "tpu-v4x128", "in=512,out=128", "e2e=20s").chosen
     said = beyond_the_engine(chosen)
     assert any(text.startswith(f"{chosen.model.weight_dtype} weights") for text in said)
-    assert any("attention over the batch" in text for text in said) == (chosen.cache_sharding == "batch")
+    assert chosen.prompt.placed is not None
+    differs = chosen.prompt.placed.sharding != chosen.cache_sharding
+    assert any("for prompts and answers" in text for text in said) == differs
+    assert engine_config(chosen).attention == chosen.cache_sharding
     assert any(text.startswith(f"one of {chosen.copies} copies") for text in said) == (chosen.copies > 1)
     assert plan_file(planned("palm-8b", "l4"), "palm-8b")["plan"]["beyond_the_engine"] != []

@@ -66,6 +66,9 @@ def engine_options() -> Callable[[Function], Function]:
         click.option("--threads", default=0, help="Threads that compute; 0 means the usable cores."),
         click.option("--mesh", default="", help="Devices to partition the model over, such as 8 or 2x4."),
         click.option(
+            "--attention", type=click.Choice(["heads", "batch"]), default="heads", help="What of it devices share."
+        ),
+        click.option(
             "--layout", default="auto", help="How: ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as sends least."
         ),
     )
@@ -109,6 +112,7 @@ _OPTION_OF_SETTING = {
     "num_threads": "threads",
     "mesh": "mesh",
     "layout": "layout",
+    "attention": "attention",
 }
 
 
@@ -154,6 +158,7 @@ def engine_config(settings: Mapping[str, Any], max_num_seqs: int = 1) -> EngineC
         num_threads=settings["threads"],
         mesh=settings["mesh"],
         layout=settings["layout"],
+        attention=settings["attention"],
         processes=_processes(settings),
     )
 

@@ -53,6 +53,9 @@ class EngineConfig:
     layout: str = "auto"
     """How the model is partitioned over them (strop.models.mesh): ws1d, ws2d, wg_x, wg_xy, wg_xyz or dp; auto: as least
     is sent, on XLA in each step anew."""
+    attention: Literal["heads", "batch"] = "heads"
+    """What of attention, and of the cache, the devices of `mesh` share: heads, or sequences, of which each then has its
+    own in a cache of its own: for few key/value heads, which sharded over heads all devices would have."""
     processes: Processes | None = None
     """The processes whose devices make up `mesh`; None: this one alone."""
     prefix_cache: bool = True

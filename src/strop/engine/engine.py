@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from strop.engine.loading import LoadedModel, load_model
 from strop.engine.pack import Packer, StepShape, Wanted, bucket
 from strop.engine.sample import SampleRow, build_sample_inputs, needs_full, scoring_row
 from strop.engine.scheduler import Scheduler
+from strop.engine.shards import ShardedScheduler, config_of_shard
 from strop.engine.step_plan import StepPlan, StepRow
 from strop.formats.tokenizer import Tokenizer
 from strop.models.cache import cache_groups, num_pool_blocks
@@ -66,8 +68,11 @@ class Engine:
         self.layout = model.layout or Single(model.platform, config.block_len, config.kv_dtype)
         self._compiled = compiled_model(model, self.layout, config)
         self._groups = cache_groups(model.spec)
-        self._num_blocks = [num_pool_blocks(config, group.window_len) for group in self._groups]
-        self.scheduler = Scheduler(config, self._new_pools(), self.tokenizer.eos_ids)
+        over_batch = isinstance(self.layout, Partition) and self.layout.attention == "batch"
+        self._num_shards = self.layout.mesh.size() if over_batch else 1  # type: ignore[union-attr]
+        of_shard = config_of_shard(config, self._num_shards)
+        self._num_blocks = [num_pool_blocks(of_shard, group.window_len) for group in self._groups]
+        self.scheduler = self._new_scheduler(of_shard)
         self.last_step = StepTimes()
         self._table_len = -(-config.max_context_len // config.block_len)
         self._packer = self._new_packer()
@@ -301,6 +306,16 @@ class Engine:
             cache.delete()  # a failed step may or may not have consumed it; two would not fit
         self._caches = self._compiled.new_caches(self._num_blocks)
 
+    def _new_scheduler(self, config: EngineConfig) -> Scheduler | ShardedScheduler:
+        if self._num_shards == 1:
+            return Scheduler(config, self._new_pools(), self.tokenizer.eos_ids)
+        seq_ids = count()
+        schedulers = [
+            Scheduler(config, self._new_pools(), self.tokenizer.eos_ids, seq_ids=seq_ids)
+            for _ in range(self._num_shards)
+        ]
+        return ShardedScheduler(schedulers, self._num_blocks)
+
     def _new_packer(self) -> Packer:
         config = self.config
         native = self.layout.platform == "native"
@@ -308,8 +323,8 @@ class Engine:
         if isinstance(self.layout, Partition):
             row_multiple = self.layout.mesh.size(self.layout.placement.rows)
         return Packer(
-            config.max_num_seqs, self._table_len, config.block_len, len(self._groups),
-            padding_is_free=native, row_multiple=row_multiple,
+            -(-config.max_num_seqs // self._num_shards) * self._num_shards, self._table_len, config.block_len,
+            len(self._groups), padding_is_free=native, row_multiple=row_multiple, num_shards=self._num_shards,
         )  # fmt: skip
 
     def _new_pools(self) -> list[BlockPool]:

@@ -11,7 +11,7 @@ from strop.core.errors import RequestError
 from strop.engine.costs import CostModel
 from strop.models.abstract import abstract_parameters
 from strop.models.layout import Single
-from strop.models.mesh import PLACEMENTS, LayoutName, MeshShape, check_placement
+from strop.models.mesh import PLACEMENTS, AttentionSharding, LayoutName, MeshShape, check_placement
 from strop.models.parameters import Parameters
 from strop.models.partition import Partition
 from strop.models.sharding import make_mesh, rearranged
@@ -23,29 +23,33 @@ _SHARE_WEIGHTS: tuple[LayoutName, ...] = ("ws2d", "wg_x", "wg_xy", "wg_xyz")
 
 
 def choose_layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> Single | Partition:
-    """`config` as a layout: with a mesh, attention is sharded over heads. For "auto", the layout for decoding.
+    """`config` as a layout. For "auto", the layout for decoding.
 
     Raises:
         UnsupportedError: the mesh is no shape, has more devices than there are, or does not divide the network.
-        RequestError: there is no such layout.
+        RequestError: there is no such layout, or sharding of attention.
     """
     if config.layout != "auto" and config.layout not in PLACEMENTS:
         raise RequestError(
             f"layout={config.layout!r:.40} is unknown: choose from auto, {', '.join(get_args(LayoutName))}"
         )
+    if config.attention not in get_args(AttentionSharding):
+        raise RequestError(f"attention={config.attention!r:.40} is unknown: choose from heads, batch")
     if not config.mesh:
         if config.layout != "auto":
             raise RequestError(f"layout={config.layout!r} needs a mesh of devices: give one too, such as mesh='2x4'")
+        if config.attention != "heads":
+            raise RequestError(f"attention={config.attention!r} needs a mesh of devices: give one too, or leave it out")
         return Single(platform, config.block_len, config.kv_dtype)
     mesh = MeshShape.parse(config.mesh)
     make_mesh(mesh)  # raises if there are too few devices
     names = ("ws1d", "ws2d") if config.layout == "auto" else (config.layout,)
     layouts = [
-        Partition(name, mesh, "heads", platform, config.block_len, config.kv_dtype)  # type: ignore[arg-type]
+        Partition(name, mesh, config.attention, platform, config.block_len, config.kv_dtype)  # type: ignore[arg-type]
         for name in names
     ]
     for layout in layouts:
-        check_placement(spec, layout.placement, mesh)
+        check_placement(spec, layout.placement, mesh, config.attention)
     if len(layouts) == 1:
         return layouts[0]
     whole = abstract_parameters(spec, lambda path: "f32", "xla", num_positions=1)
@@ -53,7 +57,8 @@ def choose_layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> 
     def bytes_sent(layout: Partition) -> int:
         layout = replace(layout, platform="xla")
         params = jax.eval_shape(partial(rearranged, spec=spec, layout=layout), whole)
-        return CostModel(params, spec, layout).decode_step(config.max_num_seqs, 1).bytes_sent
+        num_rows = -(-config.max_num_seqs // mesh.size()) * mesh.size()
+        return CostModel(params, spec, layout).decode_step(num_rows, 1).bytes_sent
 
     return min(layouts, key=bytes_sent)
 

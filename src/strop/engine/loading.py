@@ -125,7 +125,7 @@ def load_model(
     part = None
     if layout is not None:
         num_processes = 1 if config.processes is None else config.processes.num_processes
-        part = MeshPart(layout.placement, layout.mesh, layout.mesh.size() // num_processes)
+        part = MeshPart(layout.placement, layout.mesh, layout.mesh.size() // num_processes, layout.attention)
     memory = plan_memory_here(reader, spec, config, platform, part)
     if on_plan is not None:
         on_plan(memory)
@@ -152,7 +152,7 @@ def load_model(
 
 def _layout(spec: ModelSpec, config: EngineConfig, platform: Platform) -> "Partition | None":
     """How the model is to be partitioned; None for one device."""
-    if not config.mesh and config.layout == "auto":
+    if not config.mesh and config.layout == "auto" and config.attention == "heads":
         return None
     from strop.engine.layouts import choose_layout
     from strop.models.partition import Partition

@@ -1,6 +1,7 @@
 """A StepPlan as one padded host array: the only place where host data becomes the step's input."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -88,11 +89,13 @@ class Packer:
         *,
         padding_is_free: bool,
         row_multiple: int = 1,
+        num_shards: int = 1,
     ) -> None:
         """
         Args:
             padding_is_free: the kernels skip padding, so few large buckets (and so few compilations) serve best.
             row_multiple: of which the token rows of every bucket are a multiple.
+            num_shards: devices with sequences of their own, each of which takes an equal part of the token rows.
         """
         self._tables = np.zeros((num_groups, max_num_seqs, max_table_len), np.int32)
         self._kept: dict[int, _Kept] = {}  # by seq_id
@@ -102,17 +105,20 @@ class Packer:
         self._block_len = block_len
         self._padding_is_free = padding_is_free
         self._row_multiple = row_multiple
+        self._num_shards = num_shards
 
     def shape(self, num_rows: int, num_seqs: int, longest: int) -> StepShape:
-        """The bucket for so many token rows and sequences, the longest of which has `longest` tokens."""
+        """The bucket for so many token rows (of each device, where these have their own) and sequences, the longest of
+        which has `longest` tokens."""
         num_groups, _, max_table_len = self._tables.shape
         if self._padding_is_free:
-            rows = bucket(num_rows, 8, 64)
+            rows = bucket(num_rows, 8, 64) * self._num_shards
             return StepShape(rows + -rows % self._row_multiple, bucket(num_seqs, 8), max_table_len, num_groups)
         table_len = bucket(-(-longest // self._block_len), 2)
-        return StepShape(
-            bucket(num_rows, 4, self._row_multiple), bucket(num_seqs, 4), min(table_len, max_table_len), num_groups
+        rows = (
+            bucket(num_rows, 4) * self._num_shards if self._num_shards > 1 else bucket(num_rows, 4, self._row_multiple)
         )
+        return StepShape(rows, bucket(num_seqs, 4), min(table_len, max_table_len), num_groups)
 
     def pack(self, plan: StepPlan) -> tuple[StepShape, np.ndarray, list[Wanted]]:
         """The bucket, the int32 array laid out as StepShape says, and what each row of logits is for.
@@ -123,7 +129,13 @@ class Packer:
         table_rows = self._table_rows(plan)
         num_logits = sum(row.wants_token + len(row.scored_token_ids) for row in rows)
         longest = max(row.start + row.count for row in rows)
-        shape = self.shape(plan.num_tokens, max(len(rows), num_logits), longest)
+        ends = list(accumulate(row.count for row in rows))
+        of_shards = [
+            (ends[end - count] - rows[end - count].count, ends[end - 1]) if count else (0, 0)
+            for count, end in zip(plan.rows_of_shards, accumulate(plan.rows_of_shards), strict=True)
+        ]  # of the tokens
+        most = max((end - begin for begin, end in of_shards), default=plan.num_tokens)
+        shape = self.shape(most, max(len(rows) + bool(of_shards), num_logits), longest)
         buffer = self._buffers.get(shape)
         if buffer is None:
             buffer = self._buffers[shape] = _Buffer(shape)
@@ -143,8 +155,12 @@ class Packer:
                 wanted.append(Wanted(i, None))
                 logit_rows.append(len(places) - 1)
         num_tokens = len(places)
-        ends = [place + 1 for place in places]
-        buffer.fields[:, :num_tokens] = (token_ids, places, places, [0] * num_tokens, ends, seqs)
+        fields = (token_ids, places, places, [0] * num_tokens, [place + 1 for place in places], seqs)
+        if of_shards:
+            logit_rows = self._spread(np.array(fields, np.int32), of_shards, logit_rows, buffer, shape)
+            num_tokens = shape.num_rows
+        else:
+            buffer.fields[:, :num_tokens] = fields
         if num_tokens < buffer.num_tokens:
             buffer.fields[:, num_tokens : buffer.num_tokens] = _PADDING
         buffer.num_tokens = num_tokens
@@ -153,6 +169,29 @@ class Packer:
             buffer.tables[:, : len(rows)] = self._tables[:, table_rows, : shape.table_len]
             buffer.tables_of = (table_rows, self._num_changes)
         return shape, buffer.ints, wanted
+
+    def _spread(
+        self,
+        fields: np.ndarray,
+        of_shards: list[tuple[int, int]],
+        logit_rows: list[int],
+        buffer: _Buffer,
+        shape: StepShape,
+    ) -> list[int]:
+        """Writes each device's tokens into its part of the buffer; returns where the rows of logits are then.
+
+        What is left of the parts is computed, too, since only the end of all rows can be left out: it belongs to the
+        last sequence, which nobody has, and whose blocks are the null block.
+        """
+        of_each = shape.num_rows // self._num_shards
+        buffer.fields[:] = _PADDING
+        buffer.fields[5] = shape.num_seqs - 1
+        moved = np.zeros(fields.shape[1], np.int32)
+        for shard, (begin, end) in enumerate(of_shards):
+            at = shard * of_each
+            buffer.fields[:, at : at + end - begin] = fields[:, begin:end]
+            moved[begin:end] = at - begin
+        return [row + int(moved[row]) for row in logit_rows]
 
     def _table_rows(self, plan: StepPlan) -> list[int]:
         if len(self._free) < len(plan.rows):  # rows of sequences that left

@@ -246,7 +246,7 @@ def _facts(engine: "Engine | Embedder", expected: Expected | None) -> ModelFacts
         config.max_context_len,
         engine.scheduler.max_request_tokens if isinstance(engine, Engine) else config.max_context_len,
         config.max_num_seqs,
-        sum(pool.num_usable for pool in engine.scheduler.groups.pools) if isinstance(engine, Engine) else 0,
+        sum(pool.num_usable for pool in engine.scheduler.pools) if isinstance(engine, Engine) else 0,
         memory.weight_bytes,
         memory.cache_bytes_per_token,
         memory.describe(),
@@ -258,7 +258,7 @@ def _facts(engine: "Engine | Embedder", expected: Expected | None) -> ModelFacts
 
 def _stats(engine: "Engine", step_s: float) -> EngineStats:
     scheduler = engine.scheduler
-    used = [(pool.num_usable - pool.num_free, pool.num_usable) for pool in scheduler.groups.pools]
+    used = [(pool.num_usable - pool.num_free, pool.num_usable) for pool in scheduler.pools]
     num_used = sum(count for count, _ in used)
     return EngineStats(
         scheduler.num_running,

@@ -6,7 +6,7 @@ reserves; `commit` is the only place where token counts advance, blocks are publ
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as SequenceOf
 from itertools import count
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ class Scheduler:
         eos_token_ids: Collection[int] = (),
         *,
         distinct_roles: bool = False,
+        seq_ids: Iterator[int] | None = None,
     ) -> None:
         for name in ("max_context_len", "max_num_seqs", "max_step_tokens"):
             if getattr(config, name) < 1:
@@ -65,13 +66,18 @@ class Scheduler:
         self._block_len = config.block_len
         self._eos_token_ids = frozenset(eos_token_ids)
         self._distinct_roles = distinct_roles
-        self._seq_ids = count()
+        self._seq_ids = seq_ids or count()
         self._requests: dict[str, Choices] = {}
         self._sequences: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}  # in order of admission
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()
         self._holding: dict[str, Choices] = {}  # those with held_tables
         self._in_flight: StepPlan | None = None
+
+    @property
+    def pools(self) -> list[BlockPool]:
+        """Of all groups of layers."""
+        return list(self.groups.pools)
 
     @property
     def num_running(self) -> int:

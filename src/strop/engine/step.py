@@ -123,8 +123,12 @@ class CompiledModel:
         return logits, caches
 
     def copy_block(self, caches: Caches, group: int, source: int, destination: int) -> Caches:
-        """The caches, donated in, with one block of a group copied over another."""
-        cache = _copied(caches[group], source, destination, self._layout.platform)
+        """The caches, donated in, with one block of a group copied over another.
+
+        Where attention is sharded over the batch, blocks are counted through all devices, and both lie on one.
+        """
+        is_divided = isinstance(self._layout, Partition) and self._layout.attention == "batch"
+        cache = _copied(caches[group], source, destination, self._layout.platform, is_divided=is_divided)
         return *caches[:group], cache, *caches[group + 1 :]
 
     def hidden(self, caches: Caches, ints: np.ndarray, shape: StepShape) -> tuple[jax.Array, Caches]:
@@ -180,7 +184,7 @@ class CompiledModel:
         return lambda *args: tuple(chain(*sharded(*args)))
 
 
-def _copied(cache: jax.Array, source: int, destination: int, platform: Platform) -> jax.Array:
+def _copied(cache: jax.Array, source: int, destination: int, platform: Platform, *, is_divided: bool) -> jax.Array:
     """The cache with one block copied over another."""
     axis = block_axis(platform)
     if platform != "native":
@@ -190,7 +194,9 @@ def _copied(cache: jax.Array, source: int, destination: int, platform: Platform)
         address = shard.data.unsafe_buffer_pointer()
         in_place = np.ctypeslib.as_array((ctypes.c_uint8 * shard.data.nbytes).from_address(address))
         blocks = in_place.reshape(*shard.data.shape[: axis + 1], -1)
-        blocks[:, destination] = blocks[:, source]
+        first = (shard.index[axis].start or 0) if is_divided else 0
+        if 0 <= source - first < blocks.shape[1]:
+            blocks[:, destination - first] = blocks[:, source - first]
     return cache
 
 

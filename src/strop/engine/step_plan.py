@@ -46,6 +46,8 @@ class StepPlan:
     and none of them is also a source: any order will do."""
     num_tokens: int
     """Sum of the rows' counts."""
+    rows_of_shards: tuple[int, ...] = ()
+    """Where attention is sharded over the batch: how many of the rows, in order, each device has in its cache."""
 
 
 def step_row(seq: Sequence, start: int, end: int) -> StepRow:

@@ -58,6 +58,8 @@ class MemoryPlan:
     """As EngineConfig means it: of each layer that sees the whole context."""
     limit_bytes: int
     runtime_bytes: int
+    num_shards: int = 1
+    """Devices with sequences of their own in blocks of their own; the bytes per token are those of all together."""
 
     @property
     def cache_bytes(self) -> int:
@@ -67,7 +69,7 @@ class MemoryPlan:
     @property
     def cache_bytes_per_token(self) -> int:
         """By which a sequence's cache grows with each token, without end."""
-        return sum(group.bytes_per_token for group in self.groups if group.window_len is None)
+        return sum(group.bytes_per_token for group in self.groups if group.window_len is None) // self.num_shards
 
     @property
     def window_bytes_per_seq(self) -> int:
@@ -76,6 +78,7 @@ class MemoryPlan:
             num_live_blocks(self.max_context_len, self.block_len, group.window_len)
             * self.block_len
             * group.bytes_per_token
+            // self.num_shards
             for group in self.groups
             if group.window_len is not None
         )
@@ -87,11 +90,13 @@ class MemoryPlan:
 
     def visible_bytes(self, context_len: int) -> int:
         """Keys and values that the last of so many tokens sees."""
-        return sum(group.bytes_per_token * min(context_len, group.window_len or context_len) for group in self.groups)
+        total = sum(group.bytes_per_token * min(context_len, group.window_len or context_len) for group in self.groups)
+        return total // self.num_shards
 
     def longest(self, num_seqs: int) -> int:
         """Tokens that each of so many sequences may have at the same time, while one of them computes its prompt."""
         fits = self.max_context_len
+        num_seqs = -(-num_seqs // self.num_shards)  # of a device
         for group in self.groups:
             resting, working = (
                 num_live_blocks(fits, self.block_len, group.window_len, step_tokens)
@@ -105,7 +110,7 @@ class MemoryPlan:
         """A few lines for people: what is taken, and the longest context x concurrency that fits."""
         parts = []
         if self.cache_bytes_per_token:
-            cache_tokens = (self.num_blocks - 1) * self.block_len
+            cache_tokens = (self.num_blocks - 1) * self.block_len * self.num_shards
             parts += [f"{self.cache_bytes_per_token / 1024:.1f} KiB per token", f"{cache_tokens:,} tokens"]
         if self.window_bytes_per_seq:
             plus = "plus " if parts else ""
@@ -273,8 +278,11 @@ def fit_memory(
     limit = config.memory_bytes or available_bytes
     kv_bytes = KV_BYTES[config.kv_dtype] if platform == "native" else (dense_item_bytes, 0)
 
+    num_shards = 1 if part is None else part.num_shards
+    num_seqs = -(-config.max_num_seqs // num_shards)
+
     def groups(num_blocks: int) -> tuple[GroupMemory, ...]:
-        sized = replace(config, num_blocks=num_blocks)
+        sized = replace(config, num_blocks=num_blocks, max_num_seqs=num_seqs)
         return tuple(
             GroupMemory(group.window_len, group.bytes_per_token(*kv_bytes), num_pool_blocks(sized, group.window_len))
             for group in cache_groups(spec if part is None else with_caches_of(spec, part))
@@ -287,7 +295,7 @@ def fit_memory(
     runtime = runtime_bytes(spec, platform, part)
     room = limit - weights - activations - runtime
     blocks_per_seq = -(-config.max_context_len // config.block_len)
-    needed_blocks = config.max_num_seqs * blocks_per_seq + 1
+    needed_blocks = num_seqs * blocks_per_seq + 1
     num_blocks = config.num_blocks or bisect_right(range(needed_blocks + 1), max(room // 2, 0), key=cache_bytes) - 1
     if num_blocks < 2 or cache_bytes(num_blocks) > room:
         wanted = cache_bytes(max(config.num_blocks, 2))
@@ -309,4 +317,5 @@ def fit_memory(
         num_blocks,
         limit,
         runtime,
+        num_shards,
     )

@@ -111,11 +111,17 @@ def kv_axes(placement: Placement, mesh: MeshShape, num_kv_heads: int) -> tuple[A
 
 
 class MeshPart(NamedTuple):
-    """The devices of a mesh that lie in one process, where attention is sharded over heads."""
+    """The devices of a mesh that lie in one process."""
 
     placement: Placement
     mesh: MeshShape
     num_devices: int
+    attention: AttentionSharding = "heads"
+
+    @property
+    def num_shards(self) -> int:
+        """Devices with sequences of their own."""
+        return self.mesh.size() if self.attention == "batch" else 1
 
     def num_copies(self, axes: Iterable[Axis]) -> float:
         """Of what is sharded over these axes: what lies here, the whole being 1."""
@@ -140,7 +146,10 @@ def with_caches_of(spec: ModelSpec, part: MeshPart) -> ModelSpec:
     """The network with the key/value heads that the caches of these devices together have."""
 
     def stored(layer: LayerSpec) -> LayerSpec:
-        num_kv_heads = part.num_devices * max(1, layer.attention.num_kv_heads // part.mesh.size())
+        of_a_device = layer.attention.num_kv_heads
+        if part.attention == "heads":
+            of_a_device = max(1, of_a_device // part.mesh.size())
+        num_kv_heads = part.num_devices * of_a_device
         return replace(layer, attention=replace(layer.attention, num_kv_heads=num_kv_heads))
 
     return replace(spec, layers=tuple(map(stored, spec.layers)))

@@ -20,6 +20,7 @@ def engine_config(chosen: Candidate) -> EngineConfig:
     return EngineConfig(
         mesh=str(chosen.model.mesh) if is_spread else "",
         layout=layouts.pop() if is_spread and len(layouts) == 1 else "auto",
+        attention=chosen.cache_sharding if is_spread else "heads",
         max_num_seqs=chosen.batch,
         max_step_tokens=chosen.batch + chosen.prompt_pass.tokens,
         max_chunk_tokens=chosen.prompt_pass.tokens,
@@ -32,8 +33,9 @@ def beyond_the_engine(chosen: Candidate) -> list[str]:
     found = []
     if chosen.copies > 1:
         found.append(f"one of {chosen.copies} copies: start the others yourself")
-    if chosen.num_devices > 1 and chosen.cache_sharding == "batch":
-        found.append("attention over the batch: the engine shards heads, so a device holds more of the cache")
+    prompts = chosen.prompt.placed
+    if chosen.num_devices > 1 and prompts is not None and prompts.sharding != chosen.cache_sharding:
+        found.append(f"attention over {prompts.sharding} for prompts: the engine takes one for prompts and answers")
     if chosen.model.device.name != THIS:
         found.append(f"{chosen.model.weight_dtype} weights: the engine takes those of the model's file")
     return found
