@@ -6,7 +6,7 @@ import pytest
 
 from strop.core.errors import StropError
 from strop.machine.cores import OtherWork, count_cores, usable_cores
-from strop.machine.memory import available_bytes, peak_rss_bytes
+from strop.machine.memory import available_bytes, library_bytes, peak_rss_bytes
 
 MIB = 2**20
 
@@ -144,3 +144,22 @@ def test_other_work_is_unknown_where_the_system_does_not_say(tmp_path):
     assert OtherWork({0}, tmp_path).share() == 0
     write(tmp_path, {"proc/stat": "cpu0 a b\n"})
     assert OtherWork({0}, tmp_path).share() == 0
+
+
+def test_libraries_in_memory(tmp_path):
+    smaps = """55d0-55d1 r-xp 00000000 08:01 12                 /usr/bin/python3.11
+Rss:                 500 kB
+7f00-7f01 r-xp 00000000 08:01 13                 /usr/lib/x86_64/libc.so.6
+Size:               1000 kB
+Rss:                 300 kB
+Pss:                 100 kB
+7f02-7f03 r--p 00000000 08:01 14                 /some.sock/model.gguf
+Rss:                9000 kB
+7f04-7f05 rw-p 00000000 00:00 0
+Rss:                 700 kB
+7f06-7f07 r--p 00001000 08:01 15                 /lib/_jax.cpython-311.so
+Rss:                  12 kB
+"""
+    assert library_bytes(write(tmp_path, {"proc/self/smaps": smaps})) == 312 * 1024
+    assert library_bytes(tmp_path / "none") == 0
+    assert library_bytes(write(tmp_path, {"proc/self/smaps": "a b\nRss: none\n"})) == 0

@@ -4,10 +4,12 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 
 from strop.core.config import GIB, MIB, EngineConfig
 from strop.core.errors import CapacityError
+from strop.machine.memory import library_bytes
 from strop.models.cache import cache_groups, num_live_blocks, num_pool_blocks
 from strop.models.mesh import MeshPart, of_one_device, stored_axes, with_caches_of
 from strop.models.params import inventory
@@ -16,8 +18,12 @@ from strop.models.spec import LayerSpec, ModelSpec
 from strop.ops.cost import KV_BYTES
 from strop.ops.dispatch import Platform
 
-RUNTIME_BYTES = 195 * MIB
-"""Python, jax and the compiled steps of a process that serves one model, without weights, cache and tokenizer."""
+RUNTIME_BYTES = 90 * MIB
+"""Python, jax and the compiled steps of a process that serves one model, without libraries, weights, cache and
+tokenizer."""
+
+LIBRARY_BYTES = 105 * MIB
+"""What is in memory of a process's libraries when it has imported jax, at least (strop.machine.memory)."""
 
 TOKENIZER_BYTES = 280
 """Of a tokenizer, per entry of its vocabulary."""
@@ -225,11 +231,20 @@ def activation_bytes(
 
 def runtime_bytes(spec: ModelSpec, platform: Platform, part: MeshPart | None = None) -> int:
     """Of a process that serves one model, without weights, cache and activations."""
-    runtime = RUNTIME_BYTES + TOKENIZER_BYTES * spec.vocab_size if platform == "native" else XLA_RUNTIME_BYTES
+    libraries = max(LIBRARY_BYTES, _library_bytes())
+    runtime = XLA_RUNTIME_BYTES + libraries - LIBRARY_BYTES
+    if platform == "native":
+        runtime = RUNTIME_BYTES + libraries + TOKENIZER_BYTES * spec.vocab_size
     if part is None:
         return runtime
     of_gathers = GATHERS_RUNTIME_BYTES if _num_gathered(part) > 1 else 0
     return runtime + MESH_RUNTIME_BYTES + part.num_devices * DEVICE_RUNTIME_BYTES + of_gathers
+
+
+@cache
+def _library_bytes() -> int:
+    """As of the first plan, so that all plans of a process agree."""
+    return library_bytes()
 
 
 def plan_memory(
