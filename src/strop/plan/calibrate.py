@@ -95,7 +95,7 @@ COARSE = Extent(
     page_rows=(1, 4, 8, 12),
     head_dims=(64, 128),
     kv_dtypes=("bf16",),
-    bandwidth_bytes=(1 << 21, 1 << 25, 1 << 28),
+    bandwidth_bytes=(1 << 21, 1 << 23, 1 << 25, 1 << 26, 1 << 27, 1 << 28),
     batches=(1, 32),
 )
 _WARM_ROWS = 12
