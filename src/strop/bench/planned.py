@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
-from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
 from strop.bench.workloads import prompts
 from strop.core.config import MIB, EngineConfig
 from strop.core.errors import RequestError, StropError
-from strop.core.plan_file import PlanFacts, read_plan
+from strop.core.plan_file import PlanFacts
 from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
 from strop.machine.memory import peak_rss_bytes
@@ -40,14 +39,13 @@ class _Answer:
     """When each token came."""
 
 
-def measure_plan(path: Path, model: str | None, seconds: float) -> tuple[PlanFacts, list[Promise]]:
-    """Runs a plan's requests for about so long, and at least one for each of its sequences.
+def measure_plan(settings: dict[str, Any], facts: PlanFacts, model: str | None, seconds: float) -> list[Promise]:
+    """Runs a plan's requests (strop.core.plan_file) for about so long, and at least one for each of its sequences.
 
     Raises:
         RequestError: the plan's engine does not take requests of its lengths.
-        StropError: the file is no plan, or the model cannot be loaded.
+        StropError: the model cannot be loaded.
     """
-    settings, facts = read_plan(path)
     engine = Engine.load(model or facts.model, replace(EngineConfig(**settings), prefix_cache=False))
     needed = facts.traffic.input_tokens + facts.traffic.output_tokens
     if needed > engine.scheduler.max_request_tokens:
@@ -58,7 +56,7 @@ def measure_plan(path: Path, model: str | None, seconds: float) -> tuple[PlanFac
     run = _Run(engine, facts)
     run.warm_up()
     run.measure(seconds)
-    return facts, run.promises()
+    return run.promises()
 
 
 class _Run:

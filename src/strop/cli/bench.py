@@ -88,11 +88,12 @@ def _measure_plan(plan: Path, model: str | None, seconds: float, json_file: Path
     from strop.cli.output import print_table
     from strop.core.plan_file import read_plan
 
-    run = read_plan(plan)[1].chosen
+    settings, facts = read_plan(plan)
+    run = facts.chosen
     full_s = 2 * 60 * run.batch / run.requests_per_min
     if full_s > seconds:
         print(f"{run.batch} sequences at once: this takes about {full_s:.0f} s, if the plan holds", file=sys.stderr)
-    facts, promises = measure_plan(plan, model, seconds)
+    promises = measure_plan(settings, facts, model, seconds)
     header = ["", "predicted", "measured", "unit", "error"]
     rows = [[p.name, f"{p.predicted:.4g}", f"{p.measured:.4g}", p.unit, f"{p.error:+.1%}"] for p in promises]
     print(f"{facts.model}, planned for {facts.devices} x {facts.hardware}, measured here\n")

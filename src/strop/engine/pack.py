@@ -1,7 +1,7 @@
 """A StepPlan as one padded host array: the only place where host data becomes the step's input."""
 
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +42,13 @@ def bucket(value: int, factor: int, smallest: int = 1) -> int:
     while size < value:
         size *= factor
     return size
+
+
+def _tokens_of_shards(plan: StepPlan) -> list[tuple[int, int]]:
+    """Where the tokens of each device's rows begin and end among all tokens."""
+    ends = [0, *accumulate(row.count for row in plan.rows)]
+    bounds = [ends[num_rows] for num_rows in accumulate(plan.rows_of_shards, initial=0)]
+    return list(pairwise(bounds))
 
 
 # Reads slot 0 of the first sequence; nobody reads its result.
@@ -129,11 +136,7 @@ class Packer:
         table_rows = self._table_rows(plan)
         num_logits = sum(row.wants_token + len(row.scored_token_ids) for row in rows)
         longest = max(row.start + row.count for row in rows)
-        ends = list(accumulate(row.count for row in rows))
-        of_shards = [
-            (ends[end - count] - rows[end - count].count, ends[end - 1]) if count else (0, 0)
-            for count, end in zip(plan.rows_of_shards, accumulate(plan.rows_of_shards), strict=True)
-        ]  # of the tokens
+        of_shards = _tokens_of_shards(plan) if plan.rows_of_shards else []
         most = max((end - begin for begin, end in of_shards), default=plan.num_tokens)
         shape = self.shape(most, max(len(rows) + bool(of_shards), num_logits), longest)
         buffer = self._buffers.get(shape)

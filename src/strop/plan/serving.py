@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEAN_ITL_S = 0.2
-"""Nobody reads five tokens a second: more sequences at once are taken as long as each gets so many."""
+"""Five tokens a second are about what people read: more sequences at once are taken as long as each gets so many."""
 ENOUGH_THROUGHPUT = 0.95
 """Of the most: more sequences at once let fewer wait."""
 LONGEST_STEP_S = 0.25
