@@ -9,7 +9,8 @@ from strop.core.errors import StropError
 from strop.core.request import Request, SamplingParams
 from strop.engine.engine import Engine
 from strop.engine.scheduler import Scheduler
-from strop.plan.calibrate import Clock, fill
+from strop.plan.calibrate import Clock
+from strop.plan.kernel_points import fill
 from strop.plan.predict import Predictor, StepTime
 
 _TOKEN = 5  # what answers are made of; any will do
